@@ -1,0 +1,18 @@
+//! What the guest agent and the keeper share: the messages of `proto/` and ttrpc over any byte stream.
+#[allow(clippy::all, clippy::pedantic)]
+pub mod grpc {
+    include!("gen/grpc.rs");
+}
+pub mod types {
+    include!("gen/types.rs");
+}
+pub mod envelope {
+    include!("gen/ttrpc.rs");
+}
+pub mod agent_ext {
+    include!("gen/kata.agent.v1.rs");
+}
+pub mod keeper {
+    include!("gen/kata.keeper.v1.rs");
+}
+pub mod ttrpc;

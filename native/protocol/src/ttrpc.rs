@@ -1,0 +1,1 @@
+//! ttrpc framing, client and server.

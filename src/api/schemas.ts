@@ -1,0 +1,205 @@
+import { z } from 'zod';
+import { NAME_PATTERN } from '../base/index.ts';
+
+/**
+ * Bodies of the local HTTP API. The OpenAPI document (docs/openapi.json) is generated from these same schemas.
+ * Objects are strict: an unknown key is refused.
+ */
+const text = (max: number) =>
+  z
+    .string()
+    .max(max)
+    .refine((s) => !s.includes('\0'), 'must not contain NUL')
+    .refine((s) => s.isWellFormed(), 'must be valid UTF-8');
+const absolutePath = text(4096).refine((s) => s.startsWith('/'), 'must be an absolute path');
+const size = z.number().int().positive();
+
+export const Name = z.string().regex(NAME_PATTERN);
+
+export const MountSpec = z.strictObject({
+  type: z.enum(['bind', 'volume']),
+  /** Host path of a bind, name of a volume; absent: an anonymous volume. */
+  source: text(4096).optional(),
+  target: absolutePath,
+  readOnly: z.boolean().default(false),
+});
+
+export const TmpfsSpec = z.strictObject({ target: absolutePath, options: z.array(text(256)).max(32).default([]) });
+export const UlimitSpec = z.strictObject({ name: text(32), soft: z.number().int(), hard: z.number().int() });
+
+export const CreateContainer = z.strictObject({
+  image: text(1024),
+  name: Name.optional(),
+  /** Replaces the image's Cmd. Absent: the image's. */
+  args: z.array(text(131072)).max(100_000).optional(),
+  /** Replaces the image's Entrypoint; [] clears it. */
+  entrypoint: z.array(text(131072)).max(1000).optional(),
+  /** "NAME=value", after the image's. */
+  env: z.array(text(131072)).max(100_000).default([]),
+  workdir: absolutePath.optional(),
+  user: text(256).optional(),
+  hostname: text(64).optional(),
+  tty: z.boolean().default(false),
+  /** Keep stdin open for attached clients. */
+  stdin: z.boolean().default(false),
+  /** Close stdin when the first attached client's input ends. */
+  stdinOnce: z.boolean().default(false),
+  consoleSize: z.strictObject({ rows: z.number().int().min(0).max(65535), columns: z.number().int().min(0).max(65535) }).optional(),
+  labels: z.record(text(1024), text(65536)).default({}),
+  stopSignal: text(32).optional(),
+  stopTimeoutSeconds: z.number().int().min(-1).optional(),
+  autoRemove: z.boolean().default(false),
+  init: z.boolean().default(false),
+  readOnly: z.boolean().default(false),
+  capAdd: z.array(text(64)).max(64).default([]),
+  capDrop: z.array(text(64)).max(64).default([]),
+  /** "no-new-privileges", "seccomp=unconfined", "seccomp=<the profile's JSON>" (the command line reads the file). */
+  securityOpt: z.array(text(4 * 2 ** 20)).max(16).default([]),
+  ulimits: z.array(UlimitSpec).max(64).default([]),
+  mounts: z.array(MountSpec).max(256).default([]),
+  tmpfs: z.array(TmpfsSpec).max(64).default([]),
+  /** vCPUs of the VM and quota of the container. */
+  cpus: z.number().positive().max(1024).optional(),
+  memoryBytes: size.optional(),
+  pidsLimit: z.number().int().min(-1).optional(),
+  rootfs: z
+    .strictObject({ driver: z.enum(['block', 'virtiofs']).default('block'), sizeBytes: size.optional() })
+    .default({ driver: 'block' }),
+  /** Puts the container into the sandbox of this running container. */
+  sandbox: text(128).optional(),
+  /** "auto" finds out once per boot of the host whether KVM runs the guest. */
+  accel: z.enum(['auto', 'kvm', 'tcg']).default('auto'),
+  machine: z.enum(['q35', 'microvm']).default('q35'),
+  traceStartup: z.boolean().default(false),
+});
+
+export const CreateExec = z.strictObject({
+  args: z.array(text(131072)).min(1).max(100_000),
+  env: z.array(text(131072)).max(100_000).default([]),
+  workdir: absolutePath.optional(),
+  user: text(256).optional(),
+  tty: z.boolean().default(false),
+  stdin: z.boolean().default(false),
+  consoleSize: z.strictObject({ rows: z.number().int(), columns: z.number().int() }).optional(),
+  privileged: z.boolean().default(false),
+  /** False (exec -d): nobody attaches, output is discarded. */
+  attach: z.boolean().default(true),
+});
+
+export const StreamRequest = z.strictObject({
+  stdin: z.boolean().default(false),
+  stdout: z.boolean().default(true),
+  stderr: z.boolean().default(true),
+});
+/** Where the bytes are: connect to `socket`, send `KATA1 <token>\n`, then frames (docs/ARCHITECTURE.md, "Data socket"). */
+export const StreamAnswer = z.strictObject({ socket: z.string(), token: z.string(), execId: z.string() });
+
+export const KillBody = z.strictObject({ signal: text(32).default('KILL') });
+export const StopBody = z.strictObject({ timeoutSeconds: z.number().int().min(-1).optional(), signal: text(32).optional() });
+export const RenameBody = z.strictObject({ name: Name });
+export const RemoveBody = z.strictObject({ force: z.boolean().default(false), volumes: z.boolean().default(false) });
+export const LoadBody = z.strictObject({ path: absolutePath, tag: text(1024).optional() });
+export const SaveBody = z.strictObject({ images: z.array(text(1024)).min(1), path: absolutePath });
+
+export const ContainerStatus = z.enum(['created', 'starting', 'running', 'paused', 'stopping', 'exited']);
+
+export const ExitInfo = z.strictObject({
+  code: z.number().int(),
+  signal: z.number().int(),
+  oomKilled: z.boolean(),
+  /** JournalEntry.cause, or "start-failed", "host-reboot", "keeper-died". */
+  cause: z.string(),
+  evidence: z.string(),
+});
+
+export const PhaseTiming = z.strictObject({ phase: z.string(), startMs: z.number(), durationMs: z.number() });
+
+export const ContainerSummary = z.strictObject({
+  id: z.string(),
+  name: z.string(),
+  image: z.string(),
+  imageId: z.string(),
+  command: z.array(z.string()),
+  status: ContainerStatus,
+  exit: ExitInfo.optional(),
+  createdAt: z.string(),
+  startedAt: z.string().optional(),
+  finishedAt: z.string().optional(),
+  labels: z.record(z.string(), z.string()),
+  sandboxUid: z.string().optional(),
+});
+
+export const ContainerDetails = ContainerSummary.extend({
+  config: CreateContainer,
+  process: z.strictObject({
+    args: z.array(z.string()),
+    env: z.array(z.string()),
+    cwd: z.string(),
+    user: z.string(),
+    terminal: z.boolean(),
+  }),
+  mounts: z.array(z.strictObject({ type: z.string(), name: z.string().optional(), source: z.string(), target: z.string(), readOnly: z.boolean() })),
+  rootfs: z.strictObject({ driver: z.string(), sizeBytes: z.number().optional(), allocatedBytes: z.number().optional() }),
+  log: z.strictObject({ path: z.string(), droppedLines: z.number() }),
+  sandbox: z
+    .strictObject({
+      uid: z.string(),
+      containers: z.array(z.string()),
+      vcpus: z.number(),
+      memoryBytes: z.number(),
+      machine: z.string(),
+      accel: z.string(),
+      vmmPid: z.number(),
+      keeperPid: z.number(),
+      helpers: z.array(z.strictObject({ name: z.string(), pid: z.number() })),
+      guestImage: z.string(),
+      runDir: z.string(),
+      consoleLog: z.string(),
+    })
+    .optional(),
+  restartCount: z.number(),
+  error: z.string().optional(),
+  startup: z.array(PhaseTiming).optional(),
+});
+
+export const ImageSummary = z.strictObject({
+  /** sha256 of the image configuration. */
+  id: z.string(),
+  tags: z.array(z.string()),
+  createdAt: z.string().optional(),
+  sizeBytes: z.number(),
+  layers: z.array(z.string()),
+  architecture: z.string(),
+});
+
+export const EventBody = z.strictObject({
+  sequence: z.number(),
+  at: z.string(),
+  /** "container" or "image". */
+  type: z.string(),
+  /** create start die oom kill stop destroy rename exec_create exec_start exec_die attach pause unpause load untag delete. */
+  action: z.string(),
+  id: z.string(),
+  attributes: z.record(z.string(), z.string()),
+});
+
+export const VersionBody = z.strictObject({
+  version: z.string(),
+  apiVersion: z.literal(1),
+  engine: z.strictObject({ pid: z.number(), root: z.string(), node: z.string(), startedAt: z.string(), sandboxes: z.number() }),
+});
+
+export type CreateContainer = z.infer<typeof CreateContainer>;
+export type CreateContainerInput = z.input<typeof CreateContainer>;
+export type CreateExec = z.infer<typeof CreateExec>;
+export type CreateExecInput = z.input<typeof CreateExec>;
+export type MountSpec = z.infer<typeof MountSpec>;
+export type ContainerSummary = z.infer<typeof ContainerSummary>;
+export type ContainerDetails = z.infer<typeof ContainerDetails>;
+export type ContainerStatus = z.infer<typeof ContainerStatus>;
+export type ExitInfo = z.infer<typeof ExitInfo>;
+export type ImageSummary = z.infer<typeof ImageSummary>;
+export type EventBody = z.infer<typeof EventBody>;
+export type VersionBody = z.infer<typeof VersionBody>;
+export type StreamAnswer = z.infer<typeof StreamAnswer>;
+export type PhaseTiming = z.infer<typeof PhaseTiming>;

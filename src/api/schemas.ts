@@ -44,7 +44,9 @@ export const CreateContainer = z.strictObject({
   stdin: z.boolean().default(false),
   /** Close stdin when the first attached client's input ends. */
   stdinOnce: z.boolean().default(false),
-  consoleSize: z.strictObject({ rows: z.number().int().min(0).max(65535), columns: z.number().int().min(0).max(65535) }).optional(),
+  consoleSize: z
+    .strictObject({ rows: z.number().int().min(0).max(65535), columns: z.number().int().min(0).max(65535) })
+    .optional(),
   labels: z.record(text(1024), text(65536)).default({}),
   stopSignal: text(32).optional(),
   stopTimeoutSeconds: z.number().int().min(-1).optional(),
@@ -54,7 +56,10 @@ export const CreateContainer = z.strictObject({
   capAdd: z.array(text(64)).max(64).default([]),
   capDrop: z.array(text(64)).max(64).default([]),
   /** "no-new-privileges", "seccomp=unconfined", "seccomp=<the profile's JSON>" (the command line reads the file). */
-  securityOpt: z.array(text(4 * 2 ** 20)).max(16).default([]),
+  securityOpt: z
+    .array(text(4 * 2 ** 20))
+    .max(16)
+    .default([]),
   ulimits: z.array(UlimitSpec).max(64).default([]),
   mounts: z.array(MountSpec).max(256).default([]),
   tmpfs: z.array(TmpfsSpec).max(64).default([]),
@@ -95,7 +100,10 @@ export const StreamRequest = z.strictObject({
 export const StreamAnswer = z.strictObject({ socket: z.string(), token: z.string(), execId: z.string() });
 
 export const KillBody = z.strictObject({ signal: text(32).default('KILL') });
-export const StopBody = z.strictObject({ timeoutSeconds: z.number().int().min(-1).optional(), signal: text(32).optional() });
+export const StopBody = z.strictObject({
+  timeoutSeconds: z.number().int().min(-1).optional(),
+  signal: text(32).optional(),
+});
 export const RenameBody = z.strictObject({ name: Name });
 export const RemoveBody = z.strictObject({ force: z.boolean().default(false), volumes: z.boolean().default(false) });
 export const LoadBody = z.strictObject({ path: absolutePath, tag: text(1024).optional() });
@@ -138,8 +146,20 @@ export const ContainerDetails = ContainerSummary.extend({
     user: z.string(),
     terminal: z.boolean(),
   }),
-  mounts: z.array(z.strictObject({ type: z.string(), name: z.string().optional(), source: z.string(), target: z.string(), readOnly: z.boolean() })),
-  rootfs: z.strictObject({ driver: z.string(), sizeBytes: z.number().optional(), allocatedBytes: z.number().optional() }),
+  mounts: z.array(
+    z.strictObject({
+      type: z.string(),
+      name: z.string().optional(),
+      source: z.string(),
+      target: z.string(),
+      readOnly: z.boolean(),
+    }),
+  ),
+  rootfs: z.strictObject({
+    driver: z.string(),
+    sizeBytes: z.number().optional(),
+    allocatedBytes: z.number().optional(),
+  }),
   log: z.strictObject({ path: z.string(), droppedLines: z.number() }),
   sandbox: z
     .strictObject({
@@ -186,7 +206,13 @@ export const EventBody = z.strictObject({
 export const VersionBody = z.strictObject({
   version: z.string(),
   apiVersion: z.literal(1),
-  engine: z.strictObject({ pid: z.number(), root: z.string(), node: z.string(), startedAt: z.string(), sandboxes: z.number() }),
+  engine: z.strictObject({
+    pid: z.number(),
+    root: z.string(),
+    node: z.string(),
+    startedAt: z.string(),
+    sandboxes: z.number(),
+  }),
 });
 
 export type CreateContainer = z.infer<typeof CreateContainer>;

@@ -38,15 +38,22 @@ async function runStep(step: Step, timeoutMs: number): Promise<KataError | undef
     await Promise.race([
       (async () => step.undo())(),
       new Promise<never>((_, reject) => {
-        timer = setTimeout(() => reject(new KataError('DEADLINE_EXCEEDED', `undo took over ${timeoutMs} ms`)), timeoutMs);
+        timer = setTimeout(
+          () => reject(new KataError('DEADLINE_EXCEEDED', `undo took over ${timeoutMs} ms`)),
+          timeoutMs,
+        );
       }),
     ]);
     return undefined;
   } catch (error) {
-    return new KataError('INTERNAL', `undo "${step.name}" failed: ${error instanceof Error ? error.message : String(error)}`, {
-      phase: 'undo',
-      cause: error,
-    });
+    return new KataError(
+      'INTERNAL',
+      `undo "${step.name}" failed: ${error instanceof Error ? error.message : String(error)}`,
+      {
+        phase: 'undo',
+        cause: error,
+      },
+    );
   } finally {
     clearTimeout(timer);
   }

@@ -7,7 +7,9 @@ export function parseBytes(text: string, what: string): number {
   const match = /^(\d+(?:\.\d+)?)\s*([bkmgtp]?)(?:i?b)?$/i.exec(text.trim());
   const factor = match === null ? undefined : FACTORS[(match[2] ?? '').toLowerCase()];
   if (match === null || factor === undefined)
-    throw new KataError('INVALID_ARGUMENT', `${what}: "${text}" is not a size`, { hint: 'write a number and b, k, m or g: 512m' });
+    throw new KataError('INVALID_ARGUMENT', `${what}: "${text}" is not a size`, {
+      hint: 'write a number and b, k, m or g: 512m',
+    });
   const bytes = Math.floor(Number(match[1]) * factor);
   if (!Number.isSafeInteger(bytes)) throw new KataError('INVALID_ARGUMENT', `${what}: "${text}" is too large`);
   return bytes;

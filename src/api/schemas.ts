@@ -105,7 +105,6 @@ export const StopBody = z.strictObject({
   signal: text(32).optional(),
 });
 export const RenameBody = z.strictObject({ name: Name });
-export const RemoveBody = z.strictObject({ force: z.boolean().default(false), volumes: z.boolean().default(false) });
 export const LoadBody = z.strictObject({ path: absolutePath, tag: text(1024).optional() });
 export const SaveBody = z.strictObject({ images: z.array(text(1024)).min(1), path: absolutePath });
 
@@ -215,6 +214,125 @@ export const VersionBody = z.strictObject({
   }),
 });
 
+/** A boolean of a query string: "true"/"1" or "false"/"0". */
+const flag = z.preprocess(
+  (value) => (value === 'true' || value === '1' ? true : value === 'false' || value === '0' ? false : value),
+  z.boolean().default(false),
+);
+const jsonObject = (value: unknown): unknown => {
+  if (typeof value !== 'string') return value;
+  try {
+    return JSON.parse(value);
+  } catch {
+    return value;
+  }
+};
+/** `{"name":["a"],"label":["k=v","k2"]}` as JSON: values of one key are alternatives, keys must all match. */
+const filters = z.preprocess(jsonObject, z.record(text(64), z.array(text(4096)).max(64)).default({}));
+
+/** Filter keys of a list: id, name, label, status, ancestor, exited, volume, sandbox. */
+export const ListQuery = z.strictObject({ all: flag, filters });
+/** Filter keys of events: type, event, container, image, label. */
+export const EventsQuery = z.strictObject({
+  /** Unix time in seconds with decimals, or RFC 3339. */
+  since: text(64).optional(),
+  until: text(64).optional(),
+  follow: flag,
+  filters,
+});
+export const RemoveQuery = z.strictObject({ force: flag, volumes: flag });
+export const ForceQuery = z.strictObject({ force: flag });
+export const LogsQuery = z.strictObject({
+  /** True: the answer carries a stream whose exit frame tells that the log is complete. */
+  follow: flag,
+});
+export const WaitQuery = z.strictObject({
+  /** not-running: at once when it does not run; next-exit: the next exit from now on; removed: gone. */
+  condition: z.enum(['not-running', 'next-exit', 'removed']).default('not-running'),
+});
+
+export const Empty = z.strictObject({});
+export const CreateAnswer = z.strictObject({ id: z.string(), name: z.string(), warnings: z.array(z.string()) });
+export const StartBody = z.strictObject({
+  /** Opens a stream before the first instruction of the container runs; its output waits (30 s) for the client. */
+  attach: StreamRequest.optional(),
+});
+export const StartAnswer = z.strictObject({
+  stream: StreamAnswer.optional(),
+  startup: z.array(PhaseTiming).optional(),
+});
+export const WaitAnswer = z.strictObject({
+  /** Absent: the container was never started, or was removed before it ran. */
+  exit: ExitInfo.optional(),
+  /** Why it could not be started, when that was the end. */
+  error: z.string().optional(),
+});
+export const UpdateBody = z.strictObject({
+  cpus: z.number().positive().max(1024).optional(),
+  memoryBytes: size.optional(),
+  pidsLimit: z.number().int().min(-1).optional(),
+});
+export const ResizeBody = z.strictObject({
+  /** Empty: the container's main process. */
+  execId: text(128).default(''),
+  rows: z.number().int().min(0).max(65535),
+  columns: z.number().int().min(0).max(65535),
+});
+export const ExecDetails = z.strictObject({
+  execId: z.string(),
+  containerId: z.string(),
+  running: z.boolean(),
+  args: z.array(z.string()),
+  exit: ExitInfo.optional(),
+});
+export const LogsAnswer = z.strictObject({
+  path: z.string(),
+  /** Existing files, oldest first; the last is the one being written. */
+  files: z.array(z.string()),
+  stream: StreamAnswer.optional(),
+  terminal: z.boolean(),
+  /** JournalEntry.dropped_lines. */
+  droppedLines: z.number(),
+});
+export const StatsAnswer = z.strictObject({
+  id: z.string(),
+  name: z.string(),
+  readAt: z.string(),
+  cpuNanos: z.number(),
+  vcpus: z.number(),
+  memoryUsageBytes: z.number(),
+  memoryLimitBytes: z.number(),
+  pids: z.number(),
+  pidsLimit: z.number(),
+  blockReadBytes: z.number(),
+  blockWriteBytes: z.number(),
+  networkReceivedBytes: z.number(),
+  networkSentBytes: z.number(),
+  /** Resident memory of VMM, helpers and keeper on the host. */
+  hostMemoryBytes: z.number(),
+});
+export const LoadAnswer = z.strictObject({
+  images: z.array(z.strictObject({ id: z.string(), tags: z.array(z.string()) })),
+});
+export const RemoveImageAnswer = z.strictObject({ untagged: z.array(z.string()), deleted: z.array(z.string()) });
+export const CreateVolume = z.strictObject({
+  name: Name.optional(),
+  labels: z.record(text(1024), text(65536)).default({}),
+});
+export const Volume = z.strictObject({
+  name: z.string(),
+  path: z.string(),
+  createdAt: z.string(),
+  labels: z.record(z.string(), z.string()),
+  anonymous: z.boolean(),
+});
+export const ShutdownBody = z.strictObject({
+  /** False: refused while a sandbox lives. True: the engine ends, its sandboxes live on. */
+  force: z.boolean().default(false),
+});
+export const FailpointsAnswer = z.strictObject({ names: z.array(z.string()), armed: z.array(z.string()) });
+export const ArmFailpoint = z.strictObject({ name: text(128), action: z.enum(['kill', 'error', 'off']) });
+
 export type CreateContainer = z.infer<typeof CreateContainer>;
 export type CreateContainerInput = z.input<typeof CreateContainer>;
 export type CreateExec = z.infer<typeof CreateExec>;
@@ -229,3 +347,10 @@ export type EventBody = z.infer<typeof EventBody>;
 export type VersionBody = z.infer<typeof VersionBody>;
 export type StreamAnswer = z.infer<typeof StreamAnswer>;
 export type PhaseTiming = z.infer<typeof PhaseTiming>;
+export type ContainerStats = z.infer<typeof StatsAnswer>;
+export type EventsQuery = z.infer<typeof EventsQuery>;
+export type ExecDetails = z.infer<typeof ExecDetails>;
+export type ListQuery = z.infer<typeof ListQuery>;
+export type LogsAnswer = z.infer<typeof LogsAnswer>;
+export type Volume = z.infer<typeof Volume>;
+export type WaitAnswer = z.infer<typeof WaitAnswer>;

@@ -1,0 +1,2 @@
+export { ImageStore } from './store.ts';
+export type * from './types.ts';

@@ -108,7 +108,7 @@ export const RenameBody = z.strictObject({ name: Name });
 export const LoadBody = z.strictObject({ path: absolutePath, tag: text(1024).optional() });
 export const SaveBody = z.strictObject({ images: z.array(text(1024)).min(1), path: absolutePath });
 
-export const ContainerStatus = z.enum(['created', 'starting', 'running', 'paused', 'stopping', 'exited']);
+export const ContainerStatus = z.enum(['created', 'starting', 'running', 'paused', 'stopping', 'exited', 'removing']);
 
 export const ExitInfo = z.strictObject({
   code: z.number().int(),

@@ -1,0 +1,2 @@
+export * from './hypervisor.ts';
+export * from './machine.ts';

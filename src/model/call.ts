@@ -1,0 +1,7 @@
+/** Bounds of one call to another process. Every call has both or at least a bound in time. */
+export interface CallOptions {
+  /** Ends the wait: the call fails with CANCELLED; the other side may still carry it out. */
+  signal?: AbortSignal;
+  /** The call fails with DEADLINE_EXCEEDED after this many milliseconds. Absent: the callee's documented default. */
+  timeoutMs?: number;
+}

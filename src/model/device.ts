@@ -1,0 +1,51 @@
+/** One raw image as a disk. */
+export interface BlockDevice {
+  kind: 'block';
+  /** Unique in the machine; /^[a-z][a-z0-9-]{0,30}$/. Also the name by which `unplug` and `addressOf` find it. */
+  id: string;
+  /** Absolute path of the raw file or host block device. */
+  path: string;
+  readOnly: boolean;
+  /** What the guest reads as the disk's serial, 20 bytes at most: /^[A-Za-z0-9_.-]{1,20}$/. */
+  serial?: string;
+}
+
+/**
+ * Several read-only files as one disk, each beginning at a sector of its own. The number of devices of a machine
+ * therefore does not grow with the number of an image's layers.
+ */
+export interface LayersDevice {
+  kind: 'layers';
+  id: string;
+  /** Absolute paths in disk order, 1 to 512. A file whose size is no multiple of 512 is shown padded with zeroes. */
+  paths: readonly string[];
+  serial?: string;
+}
+
+/** A host directory shared over virtio-fs. Needs a machine whose memory is shared (`MachineMemory.share`). */
+export interface FsDevice {
+  kind: 'fs';
+  id: string;
+  /** The name that the guest mounts, e.g. "kataShared"; /^[A-Za-z0-9_.-]{1,35}$/. */
+  tag: string;
+  sharedDir: string;
+  /** virtiofsd's --cache. */
+  cache: 'auto' | 'never' | 'always' | 'metadata';
+}
+
+export type Device = BlockDevice | LayersDevice | FsDevice;
+
+/** Where a file of a `LayersDevice` lies on its disk, in 512-byte sectors (the agent's `partition=<start>,<sectors>`). */
+export interface DiskPart {
+  startSector: number;
+  sectors: number;
+}
+
+/** How the agent finds a plugged device. */
+export type DeviceAddress =
+  /** Agent driver "blk": source is a PCI path, "04" or "01/03" (slots in hexadecimal, root bus first). */
+  | { driver: 'blk'; source: string; parts: readonly DiskPart[] }
+  /** Agent driver "mmioblk": source is the guest's device node, "/dev/vda". */
+  | { driver: 'mmioblk'; source: string; parts: readonly DiskPart[] }
+  /** Agent driver "virtio-fs": source is the tag. */
+  | { driver: 'virtio-fs'; source: string };

@@ -1,0 +1,89 @@
+import { KataError } from '../base/index.ts';
+
+/**
+ * Places where a test makes the engine die or fail: between an effect and its record, between a record and its answer. The list is
+ * complete, so that a test can walk over all of them.
+ */
+export const FAILPOINTS = [
+  'create.recorded',
+  'create.answer',
+  'start.recorded',
+  'start.sandbox-recorded',
+  'start.run-dir',
+  'start.cgroup',
+  'start.keeper-launched',
+  'start.keeper-recorded',
+  'start.machine-started',
+  'start.disk-made',
+  'start.agent-ready',
+  'start.sandbox-created',
+  'start.sandbox-running',
+  'start.disks-plugged',
+  'start.files-copied',
+  'start.process-created',
+  'start.stream-opened',
+  'start.process-started',
+  'start.running-recorded',
+  'start.answer',
+  'exec.recorded',
+  'exec.created',
+  'exec.answer',
+  'kill.sent',
+  'kill.answer',
+  'stop.recorded',
+  'stop.signalled',
+  'stop.killed',
+  'exit.received',
+  'exit.recorded',
+  'exit.acknowledged',
+  'leave.container-removed',
+  'leave.disks-unplugged',
+  'end.recorded',
+  'end.machine-stopped',
+  'end.keeper-ended',
+  'end.cgroup-removed',
+  'end.run-dir-removed',
+  'rm.recorded',
+  'rm.stopped',
+  'rm.files-removed',
+  'rm.answer',
+] as const;
+
+export type Failpoint = (typeof FAILPOINTS)[number];
+export type FailpointAction = 'kill' | 'error';
+
+const armed = new Map<string, FailpointAction>();
+
+const isFailpoint = (name: string): name is Failpoint => (FAILPOINTS as readonly string[]).includes(name);
+
+/** Arms (`off`: disarms) one failpoint; each trips once. INVALID_ARGUMENT for an unknown name. */
+export function armFailpoint(name: string, action: FailpointAction | 'off'): void {
+  if (!isFailpoint(name)) throw new KataError('INVALID_ARGUMENT', `there is no failpoint "${name}"`);
+  if (action === 'off') armed.delete(name);
+  else armed.set(name, action);
+}
+
+/** Reads `KATA_FAILPOINT`: "<name>[:kill|:error]", several separated by commas; kill is the default. */
+export function armFailpointsFrom(text: string | undefined): void {
+  for (const part of (text ?? '').split(',').filter((one) => one !== '')) {
+    const [name = '', action = 'kill'] = part.split(':');
+    if (action !== 'kill' && action !== 'error')
+      throw new KataError('INVALID_ARGUMENT', `KATA_FAILPOINT: "${part}" is not <name>[:kill|:error]`);
+    armFailpoint(name, action);
+  }
+}
+
+export const armedFailpoints = (): string[] => [...armed].map(([name, action]) => `${name}:${action}`);
+
+/** Costs one comparison while nothing is armed. */
+export function failpoint(name: Failpoint): void {
+  if (armed.size !== 0) trip(name);
+}
+
+function trip(name: Failpoint): void {
+  const action = armed.get(name);
+  if (action === undefined) return;
+  armed.delete(name);
+  if (action === 'kill') process.kill(process.pid, 'SIGKILL');
+  throw new KataError('INTERNAL', `failpoint ${name}`, { phase: name });
+}

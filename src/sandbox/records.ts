@@ -1,0 +1,117 @@
+import { z } from 'zod';
+import { CreateContainer, ExitInfo, PhaseTiming } from '../api/schemas.ts';
+
+/** What survives the engine. Unknown members are dropped on reading: an older engine reads a newer file of the same version. */
+const Exited = z.object({
+  status: z.literal('exited'),
+  exit: ExitInfo,
+  startedAt: z.string().optional(),
+  finishedAt: z.string(),
+  error: z.string().optional(),
+});
+const live = { sandboxUid: z.string(), startedAt: z.string() };
+
+const ContainerStateSchema = z.discriminatedUnion('status', [
+  z.object({ status: z.literal('created'), error: z.string().optional() }),
+  z.object({
+    status: z.literal('starting'),
+    sandboxUid: z.string(),
+    previous: z.union([Exited, z.object({ status: z.literal('created') })]),
+  }),
+  z.object({ status: z.literal('running'), ...live }),
+  z.object({ status: z.literal('paused'), ...live }),
+  z.object({ status: z.literal('stopping'), ...live }),
+  Exited,
+  z.object({
+    status: z.literal('removing'),
+    exit: ExitInfo.optional(),
+    force: z.boolean(),
+    volumes: z.boolean(),
+  }),
+]);
+
+const ContainerMount = z.object({
+  type: z.enum(['bind', 'volume']),
+  /** Volume's name. */
+  name: z.string().optional(),
+  /** Host path. */
+  source: z.string(),
+  target: z.string(),
+  readOnly: z.boolean(),
+  /** Made for this container alone: removed with it by `rm -v`. */
+  anonymous: z.boolean(),
+  isDirectory: z.boolean(),
+});
+
+export const ContainerRecord = z.object({
+  version: z.literal(1),
+  id: z.string(),
+  name: z.string(),
+  createdAt: z.string(),
+  /** Of the request that made it: a replay finds its container. */
+  requestId: z.string().optional(),
+  config: CreateContainer,
+  imageId: z.string(),
+  /** As the image and the options resolve to. */
+  process: z.object({
+    args: z.array(z.string()),
+    env: z.array(z.string()),
+    cwd: z.string(),
+    user: z.string(),
+    terminal: z.boolean(),
+  }),
+  hostname: z.string(),
+  stopSignal: z.number().int(),
+  labels: z.record(z.string(), z.string()),
+  mounts: z.array(ContainerMount),
+  state: ContainerStateSchema,
+  /** Lines that the log of its processes lost so far. */
+  droppedLines: z.number().default(0),
+  restartCount: z.number().default(0),
+  startup: z.array(PhaseTiming).optional(),
+  /** The start that made the present run. */
+  startRequestId: z.string().optional(),
+});
+export type ContainerRecord = z.infer<typeof ContainerRecord>;
+export type ContainerMount = z.infer<typeof ContainerMount>;
+
+const SandboxStateSchema = z.discriminatedUnion('status', [
+  z.object({ status: z.literal('launching') }),
+  z.object({ status: z.literal('running') }),
+  z.object({ status: z.literal('ending'), cause: z.string() }),
+]);
+
+export const ExecRecord = z.object({
+  execId: z.string(),
+  containerId: z.string(),
+  args: z.array(z.string()),
+  terminal: z.boolean(),
+  exit: ExitInfo.optional(),
+});
+export type ExecRecord = z.infer<typeof ExecRecord>;
+
+export const SandboxRecord = z.object({
+  version: z.literal(1),
+  uid: z.string().regex(/^[0-9a-f]{12}$/),
+  bootId: z.string(),
+  createdAt: z.string(),
+  state: SandboxStateSchema,
+  /** Directories in the host's cgroup hierarchies. */
+  cgroups: z.array(z.string()),
+  /** Content-addressed program that also cleans up after its dead self. */
+  keeperPath: z.string(),
+  keeper: z.object({ pid: z.number(), startTimeTicks: z.string() }).optional(),
+  /** `Machine.describe()`; the driver validates it. Absent until the VMM is about to be started. */
+  machine: z.unknown().optional(),
+  guestImage: z.string(),
+  vcpus: z.number(),
+  memoryBytes: z.number(),
+  machineType: z.enum(['q35', 'microvm']),
+  accel: z.enum(['kvm', 'tcg']),
+  /** Members, in the order in which they came; the first is the one that the sandbox was made for. */
+  containers: z.array(z.string()),
+  /** Journal entries up to here are recorded in the containers. */
+  acknowledged: z.string().regex(/^\d+$/),
+  execs: z.array(ExecRecord),
+});
+export type SandboxRecord = z.infer<typeof SandboxRecord>;

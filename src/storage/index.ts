@@ -1,0 +1,3 @@
+export * from './paths.ts';
+export * from './rootfs.ts';
+export * from './volume.ts';

@@ -1,0 +1,11 @@
+/** Paths in the guest; docs/ARCHITECTURE.md, "The guest". */
+export const GUEST_SHARED = '/run/kata-containers/shared/containers/';
+export const GUEST_SHM = '/run/kata-containers/sandbox/shm';
+export const SHARED_TAG = 'kataShared';
+
+/** Twelve digits are enough inside one virtual machine, and overlay's options must fit a page. */
+const short = (containerId: string): string => containerId.slice(0, 12);
+export const guestImageDir = (containerId: string): string => `/run/kata-containers/image/${short(containerId)}`;
+export const guestRootfs = (containerId: string): string => `/run/kata-containers/${containerId}/rootfs`;
+export const layersDeviceId = (containerId: string): string => `layers-${short(containerId)}`;
+export const diskDeviceId = (containerId: string): string => `rw-${short(containerId)}`;

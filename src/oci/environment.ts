@@ -1,0 +1,28 @@
+import { KataError } from '../base/index.ts';
+
+/**
+ * Puts `entries` ("NAME=value") over `base`: a known name is replaced in its place, a new one appended. The last of two equal
+ * names wins. `what` names the origin in the INVALID_ARGUMENT for an entry without a name or a value.
+ */
+export function mergeEnv(base: readonly string[], entries: readonly string[], what = '--env'): string[] {
+  const merged = new Map<string, string>();
+  for (const entry of base) merged.set(entry.slice(0, entry.indexOf('=')), entry);
+  for (const entry of entries) {
+    const end = entry.indexOf('=');
+    if (end <= 0)
+      throw new KataError('INVALID_ARGUMENT', `${what}: "${entry}" is not NAME=value`, {
+        phase: 'create-container',
+        hint: 'write the variable with its value: NAME=value',
+      });
+    if (entry.includes('\0'))
+      throw new KataError('INVALID_ARGUMENT', `${what}: ${entry.slice(0, end)} has a NUL byte`, {
+        phase: 'create-container',
+      });
+    merged.set(entry.slice(0, end), entry);
+  }
+  return [...merged.values()];
+}
+
+/** An image's entries; what is not NAME=value is left out, as docker does. */
+export const imageEnv = (entries: readonly string[] | undefined): string[] =>
+  (entries ?? []).filter((entry) => entry.indexOf('=') > 0 && !entry.includes('\0'));

@@ -1,0 +1,35 @@
+import type { GuestDevice, GuestMount } from '../model/index.ts';
+import type * as oci from '../oci/index.ts';
+import { CreateContainerRequest, ExecProcessRequest } from '../rpc/agent.ts';
+import { toDevice, toProcess, toSpec, toStorage } from './translate.ts';
+
+/** What `KeeperClient.createProcess` sends for a container: a serialised grpc.CreateContainerRequest. */
+export function createContainerRequest(container: {
+  containerId: string;
+  spec: oci.Spec;
+  storages: readonly GuestMount[];
+  devices: readonly GuestDevice[];
+  /** The container joins the sandbox's pid namespace. */
+  sharePidNamespace: boolean;
+}): Uint8Array {
+  return CreateContainerRequest.encode(
+    CreateContainerRequest.fromPartial({
+      container_id: container.containerId,
+      storages: container.storages.map(toStorage),
+      devices: container.devices.map(toDevice),
+      OCI: toSpec(container.spec),
+      sandbox_pidns: container.sharePidNamespace,
+    }),
+  ).finish();
+}
+
+/** What `KeeperClient.createProcess` sends for an exec: a serialised grpc.ExecProcessRequest. */
+export function execProcessRequest(exec: { containerId: string; execId: string; process: oci.Process }): Uint8Array {
+  return ExecProcessRequest.encode(
+    ExecProcessRequest.fromPartial({
+      container_id: exec.containerId,
+      exec_id: exec.execId,
+      process: toProcess(exec.process),
+    }),
+  ).finish();
+}

@@ -1,0 +1,277 @@
+import { join } from 'node:path';
+import { KataError } from '../base/index.ts';
+import type { CallOptions } from '../model/index.ts';
+import * as rpc from '../rpc/keeper.ts';
+import { TtrpcClient } from '../ttrpc/index.ts';
+import { bootError, fromJournal, fromState, keeperError, readyMessage } from './keeper-translate.ts';
+import type {
+  AgentReady,
+  JournalEntry,
+  KeeperIdentity,
+  KeeperProcess,
+  KeeperSpawn,
+  KeeperState,
+  ShareSource,
+  SpawnedProcess,
+  StreamSelection,
+} from './keeper-types.ts';
+
+/** Versions of proto/keeper.proto that this engine speaks. */
+const MIN_VERSION = 1;
+const MAX_VERSION = 1;
+const SERVICE = 'kata.keeper.v1.Keeper';
+/** Bound of a call that only the keeper carries out. */
+const DEFAULT_TIMEOUT_MS = 10_000;
+/** A long poll's wait, and how much longer the answer may take. */
+const POLL_MS = 30_000;
+const POLL_GRACE_MS = 10_000;
+/** The keeper's own bound ends this much before ours, so that its answer, which knows the cause, arrives first. */
+const ANSWER_GRACE_MS = 2_000;
+
+interface Message<T> {
+  encode(message: T): { finish(): Uint8Array };
+  decode(input: Uint8Array): T;
+}
+
+/**
+ * Typed client of one sandbox's keeper. Calls throw KataError: KEEPER_UNAVAILABLE when the connection is gone, else the
+ * code that the keeper's status maps onto.
+ */
+export class KeeperClient {
+  /** The connection; requests of the agent's services pass through it to the guest. */
+  readonly ttrpc: TtrpcClient;
+  readonly identity: KeeperIdentity;
+
+  private constructor(ttrpc: TtrpcClient, identity: KeeperIdentity) {
+    this.ttrpc = ttrpc;
+    this.identity = identity;
+  }
+
+  /**
+   * Connects to `<runDir>/k.sock` and greets. CONFLICT: keeper and engine have no protocol version in common (its sandbox
+   * keeps running); KEEPER_UNAVAILABLE: nobody listens there.
+   */
+  static async connect(runDir: string, engineVersion: string, options: CallOptions = {}): Promise<KeeperClient> {
+    const bounds = { timeoutMs: DEFAULT_TIMEOUT_MS, ...options };
+    let ttrpc: TtrpcClient | undefined;
+    try {
+      ttrpc = await TtrpcClient.connect(join(runDir, 'k.sock'), bounds);
+      const request = {
+        min_version: MIN_VERSION,
+        max_version: MAX_VERSION,
+        engine_version: engineVersion,
+        engine_pid: process.pid,
+      };
+      const hello = await invoke(ttrpc, 'Hello', rpc.HelloRequest, rpc.HelloResponse, request, bounds);
+      if (hello.version < MIN_VERSION || hello.version > MAX_VERSION)
+        throw new KataError(
+          'CONFLICT',
+          `keeper ${hello.keeper_version} of sandbox ${hello.sandbox_uid} speaks no protocol version from ${MIN_VERSION} to ${MAX_VERSION}`,
+          { phase: 'keeper', hint: 'stop the sandbox with the version of kata that started it' },
+        );
+      return new KeeperClient(ttrpc, {
+        protocolVersion: hello.version,
+        keeperVersion: hello.keeper_version,
+        sandboxUid: hello.sandbox_uid,
+        pid: hello.pid,
+        startTimeTicks: Number(hello.start_time_ticks),
+      });
+    } catch (error) {
+      ttrpc?.close();
+      throw keeperError(error, 'keeper');
+    }
+  }
+
+  /** Settles when the connection ended, with the reason. Never rejects. */
+  get closed(): Promise<Error> {
+    return this.ttrpc.closed;
+  }
+
+  close(): void {
+    this.ttrpc.close();
+  }
+
+  async state(options?: CallOptions): Promise<KeeperState> {
+    return fromState(await this.#call('State', rpc.StateRequest, rpc.StateResponse, {}, options));
+  }
+
+  async createMemory(name: string, sizeBytes: number, options?: CallOptions): Promise<void> {
+    const request = { name, size_bytes: BigInt(sizeBytes) };
+    await this.#call('CreateMemory', rpc.CreateMemoryRequest, rpc.CreateMemoryResponse, request, options);
+  }
+
+  /** VMM_START_FAILED ("vmm") or HELPER_EXITED when it ends, or is not ready in time; its last words are evidence. */
+  async spawn(spawn: KeeperSpawn, options: CallOptions = {}): Promise<SpawnedProcess> {
+    const timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
+    const request: rpc.SpawnRequest = {
+      name: spawn.name,
+      argv: [...spawn.argv],
+      env: [...spawn.env],
+      fds: spawn.fds.map((fd) => ({ memory: fd.memory, target_fd: fd.targetFd })),
+      essential: spawn.essential,
+      ready_socket: spawn.readySocket ?? '',
+      ready_timeout_ms: timeoutMs,
+    };
+    try {
+      const answer = await invoke(this.ttrpc, 'Spawn', rpc.SpawnRequest, rpc.SpawnResponse, request, {
+        ...options,
+        timeoutMs: timeoutMs + ANSWER_GRACE_MS,
+      });
+      const startTimeTicks = Number(answer.start_time_ticks);
+      return { name: spawn.name, pid: answer.pid, startTimeTicks, running: true, waitStatus: 0 };
+    } catch (error) {
+      throw bootError(error, spawn.name);
+    }
+  }
+
+  /** NOT_FOUND: no such process, or it ended. */
+  async signalSpawned(name: string, signal: number, options?: CallOptions): Promise<void> {
+    await this.#call('SignalSpawned', rpc.SignalSpawnedRequest, rpc.Empty, { name, signal }, options);
+  }
+
+  /** Makes a path appear as `<runDir>/shared/<id>`. Idempotent for the same id. */
+  async share(id: string, what: ShareSource, options?: CallOptions): Promise<{ isDirectory: boolean }> {
+    const request: rpc.ShareRequest =
+      what.kind === 'host-path'
+        ? { id, host_path: { source: what.source, read_only: what.readOnly } }
+        : {
+            id,
+            layered: { layers: [...what.layers], upper_dir: what.upperDir ?? '', work_dir: what.workDir ?? '' },
+          };
+    const answer = await this.#call('Share', rpc.ShareRequest, rpc.ShareResponse, request, options);
+    return { isDirectory: answer.is_directory };
+  }
+
+  async unshare(id: string, options?: CallOptions): Promise<void> {
+    await this.#call('Unshare', rpc.UnshareRequest, rpc.Empty, { id }, options);
+  }
+
+  /**
+   * Resolves when the agent is up. VMM_EXITED, HELPER_EXITED, GUEST_PANIC, AGENT_UNAVAILABLE or GUEST_BOOT_TIMEOUT with
+   * the console's and the process's last lines as evidence. `timeoutMs` is required: it is the guest's time to boot.
+   */
+  async awaitAgent(
+    options: CallOptions & { timeoutMs: number },
+  ): Promise<{ ready: AgentReady; readyAfterSpawnUs: number }> {
+    try {
+      const answer = await invoke(
+        this.ttrpc,
+        'AwaitAgent',
+        rpc.AwaitAgentRequest,
+        rpc.AwaitAgentResponse,
+        { timeout_ms: options.timeoutMs },
+        { ...options, timeoutMs: options.timeoutMs + ANSWER_GRACE_MS },
+      );
+      return { ready: readyMessage(answer.ready_message), readyAfterSpawnUs: Number(answer.ready_after_spawn_us) };
+    } catch (error) {
+      throw bootError(error, 'vmm');
+    }
+  }
+
+  /**
+   * Creates a container or an exec in the guest and hands its bytes, log and exit to the keeper. Throws the TtrpcError
+   * unchanged, because the agent's details are in it: the agent room's `translateAgentError` makes a KataError of it.
+   */
+  async createProcess(request: KeeperProcess, options: CallOptions & { timeoutMs: number }): Promise<void> {
+    const { log } = request;
+    const message: rpc.CreateProcessRequest = {
+      container_id: request.containerId,
+      exec_id: request.execId,
+      request: Buffer.from(request.request),
+      terminal: request.terminal,
+      stdin: request.stdin,
+      stdin_once: request.stdinOnce,
+      log: log && { path: log.path, max_bytes: BigInt(log.maxBytes), max_files: log.maxFiles },
+      wait_client: request.waitClient,
+      timeout_ms: options.timeoutMs,
+    };
+    const bounds = { ...options, timeoutMs: options.timeoutMs + ANSWER_GRACE_MS };
+    await invoke(this.ttrpc, 'CreateProcess', rpc.CreateProcessRequest, rpc.CreateProcessResponse, message, bounds);
+  }
+
+  /** A one-time token with which a client attaches at `socket`. */
+  async openStream(stream: StreamSelection, options?: CallOptions): Promise<{ token: string; socket: string }> {
+    const request: rpc.OpenStreamRequest = {
+      container_id: stream.containerId,
+      exec_id: stream.execId,
+      stdin: stream.stdin,
+      stdout: stream.stdout,
+      stderr: stream.stderr,
+    };
+    const { token, socket } = await this.#call(
+      'OpenStream',
+      rpc.OpenStreamRequest,
+      rpc.OpenStreamResponse,
+      request,
+      options,
+    );
+    return { token, socket };
+  }
+
+  /**
+   * The journal's entries after `afterSequence`, in order, as they come (long polls). Ends quietly when `signal` is
+   * aborted, throws KEEPER_UNAVAILABLE when the connection is gone. Every entry is given until it is acknowledged.
+   */
+  async *entries(afterSequence: number, signal?: AbortSignal): AsyncGenerator<JournalEntry, void, undefined> {
+    let after = afterSequence;
+    while (!signal?.aborted) {
+      const request = { after_sequence: BigInt(after), wait_ms: POLL_MS };
+      let answer: rpc.NextEntriesResponse;
+      try {
+        answer = await this.#call('NextEntries', rpc.NextEntriesRequest, rpc.NextEntriesResponse, request, {
+          signal,
+          timeoutMs: POLL_MS + POLL_GRACE_MS,
+        });
+      } catch (error) {
+        if (signal?.aborted) return;
+        throw error;
+      }
+      for (const entry of answer.entries.map(fromJournal)) {
+        if (entry.sequence <= after) continue;
+        after = entry.sequence;
+        yield entry;
+      }
+    }
+  }
+
+  async ackEntries(sequence: number, options?: CallOptions): Promise<void> {
+    await this.#call('AckEntries', rpc.AckEntriesRequest, rpc.Empty, { sequence: BigInt(sequence) }, options);
+  }
+
+  /** Last lines of "console" or of a spawned process's stderr, control characters escaped. */
+  async tail(source: string, maxLines: number, options?: CallOptions): Promise<string[]> {
+    const request = { source, max_lines: maxLines };
+    const { text } = await this.#call('Tail', rpc.TailRequest, rpc.TailResponse, request, options);
+    return text.split('\n').filter((line) => line !== '');
+  }
+
+  /** Ends the sandbox's processes and the keeper. `cause` is recorded for what still ran. */
+  async shutdown(cause: string, options?: CallOptions): Promise<void> {
+    await this.#call('Shutdown', rpc.ShutdownRequest, rpc.Empty, { cause }, { timeoutMs: 15_000, ...options });
+  }
+
+  async #call<Q, A>(
+    method: string,
+    query: Message<Q>,
+    answer: Message<A>,
+    request: Q,
+    options?: CallOptions,
+  ): Promise<A> {
+    try {
+      return await invoke(this.ttrpc, method, query, answer, request, { timeoutMs: DEFAULT_TIMEOUT_MS, ...options });
+    } catch (error) {
+      throw keeperError(error, 'keeper');
+    }
+  }
+}
+
+async function invoke<Q, A>(
+  ttrpc: TtrpcClient,
+  method: string,
+  query: Message<Q>,
+  answer: Message<A>,
+  request: Q,
+  options: CallOptions,
+): Promise<A> {
+  return answer.decode(await ttrpc.call(SERVICE, method, query.encode(request).finish(), options));
+}

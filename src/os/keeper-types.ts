@@ -1,0 +1,114 @@
+/** What the keeper's calls take and give, in this project's units. proto/keeper.proto holds the contract. */
+
+/** Whom this connection greeted. */
+export interface KeeperIdentity {
+  protocolVersion: number;
+  keeperVersion: string;
+  sandboxUid: string;
+  pid: number;
+  /** Field 22 of /proc/PID/stat. */
+  startTimeTicks: number;
+}
+
+export interface KeeperSpawn {
+  /** Unique in the sandbox: "vmm", "vsock", "virtiofsd-<id>". */
+  name: string;
+  argv: readonly string[];
+  /** The whole environment, "NAME=value". */
+  env: readonly string[];
+  fds: readonly { memory: string; targetFd: number }[];
+  /** The sandbox ends when this process ends. */
+  essential: boolean;
+  /** Answered when this unix socket exists; absent: when exec succeeded. */
+  readySocket?: string;
+}
+
+export interface SpawnedProcess {
+  name: string;
+  pid: number;
+  startTimeTicks: number;
+  running: boolean;
+  /** As waitpid(2) gives it; 0 while it runs. */
+  waitStatus: number;
+}
+
+export interface ProcessState {
+  containerId: string;
+  /** Empty: the container's init process. */
+  execId: string;
+  exited: boolean;
+  exitStatus: number;
+  stdoutBytes: number;
+  stderrBytes: number;
+  droppedLines: number;
+  attachedClients: number;
+}
+
+export interface KeeperState {
+  spawned: SpawnedProcess[];
+  processes: ProcessState[];
+  shares: string[];
+  agentConnected: boolean;
+  lastSequence: number;
+  ready?: AgentReady;
+}
+
+/** What the agent said when it came up (kata.agent.v1.ReadyMessage). The text is the guest's: bounded, control characters replaced. */
+export interface AgentReady {
+  agentVersion: string;
+  extensions: string[];
+  /** The guest's CLOCK_BOOTTIME when PID 1 began, and when the agent began to listen. */
+  pid1BoottimeUs: number;
+  readyBoottimeUs: number;
+  kernelRelease: string;
+}
+
+export type ShareSource =
+  | { kind: 'host-path'; source: string; readOnly: boolean }
+  /** EROFS images, topmost last; without upper and work directory the result is read-only. */
+  | { kind: 'layered'; layers: readonly string[]; upperDir?: string; workDir?: string };
+
+export interface KeeperProcess {
+  containerId: string;
+  /** Empty: the container's init process. */
+  execId: string;
+  /** Serialised grpc.CreateContainerRequest (execId empty) or grpc.ExecProcessRequest; the agent room builds it. */
+  request: Uint8Array;
+  terminal: boolean;
+  stdin: boolean;
+  stdinOnce: boolean;
+  /** Absent: output goes to attached clients only. */
+  log?: { path: string; maxBytes: number; maxFiles: number };
+  /** Hold output until a client attached, 30 s at most. */
+  waitClient: boolean;
+}
+
+export interface StreamSelection {
+  containerId: string;
+  execId: string;
+  stdin: boolean;
+  stdout: boolean;
+  stderr: boolean;
+}
+
+export type JournalKind = 'exit' | 'oom' | 'spawned-exit' | 'guest-panic' | 'agent-lost';
+
+/** One fact of the sandbox's life, in the order in which it became known. */
+export interface JournalEntry {
+  sequence: number;
+  /** A kind that this version does not know is kept as it is. */
+  kind: JournalKind | (string & {});
+  atUnixMs: number;
+  containerId: string;
+  execId: string;
+  /** For "exit": exit code, or 128 + signal; 137 when the sandbox went away. */
+  status: number;
+  signal: number;
+  oomKilled: boolean;
+  cause: string;
+  evidence: string;
+  /** For "spawned-exit": name and waitpid status. */
+  process: string;
+  waitStatus: number;
+  droppedLines: number;
+}

@@ -88,6 +88,8 @@ export interface Agent {
   statsContainer(containerId: string, options?: CallOptions): Promise<ContainerStats>;
   /** Brings processors and memory online that the machine was given. */
   onlineCpuMemory(request: { cpus: number; cpuOnly: boolean }, options?: CallOptions): Promise<void>;
+  /** Writes a small regular file of root's below /run/kata-containers/shared/containers/; parents are made. At most 1 MiB. */
+  copyFile(path: string, content: Uint8Array, mode: number, options?: CallOptions): Promise<void>;
   setGuestTime(unixMs: number, options?: CallOptions): Promise<void>;
   reseedRandom(data: Uint8Array, options?: CallOptions): Promise<void>;
   /** Prometheus text of agent and guest. */

@@ -16,6 +16,8 @@ const EXTENSION = 'kata.agent.v1.AgentExtension';
 /** Strings of the guest that are kept: each list, each entry. */
 const MAX_LIST = 64;
 const MAX_NAME = 128;
+/** stat(2)'s type bits of a regular file. */
+const S_IFREG = 0o100000;
 
 interface Message<T> {
   encode(message: T): { finish(): Uint8Array };
@@ -126,6 +128,17 @@ export class TtrpcAgent implements Agent {
   async onlineCpuMemory({ cpus, cpuOnly }: { cpus: number; cpuOnly: boolean }, options?: CallOptions): Promise<void> {
     const request = { wait: true, nb_cpus: cpus, cpu_only: cpuOnly };
     await this.#agent('OnlineCPUMem', rpc.OnlineCPUMemRequest, request, options);
+  }
+
+  async copyFile(path: string, content: Uint8Array, mode: number, options?: CallOptions): Promise<void> {
+    const request = rpc.CopyFileRequest.fromPartial({
+      path,
+      file_size: BigInt(content.length),
+      file_mode: S_IFREG | mode,
+      dir_mode: 0o755,
+      data: Buffer.from(content),
+    });
+    await this.#agent('CopyFile', rpc.CopyFileRequest, request, options);
   }
 
   async setGuestTime(unixMs: number, options?: CallOptions): Promise<void> {

@@ -3,7 +3,7 @@ export interface BlockDevice {
   kind: 'block';
   /** Unique in the machine; /^[a-z][a-z0-9-]{0,30}$/. Also the name by which `unplug` and `addressOf` find it. */
   id: string;
-  /** Absolute path of the raw file or host block device. */
+  /** Absolute path of the raw image, a regular file. */
   path: string;
   readOnly: boolean;
   /** What the guest reads as the disk's serial, 20 bytes at most: /^[A-Za-z0-9_.-]{1,20}$/. */
@@ -17,7 +17,7 @@ export interface BlockDevice {
 export interface LayersDevice {
   kind: 'layers';
   id: string;
-  /** Absolute paths in disk order, 1 to 512. A file whose size is no multiple of 512 is shown padded with zeroes. */
+  /** Absolute paths in disk order, 1 to 512, of files that never change. One whose size is no multiple of 512 is shown padded with zeroes. */
   paths: readonly string[];
   serial?: string;
 }

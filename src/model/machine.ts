@@ -34,6 +34,7 @@ export interface MachineSpec {
   accel: Accelerator;
   /** Processors at boot, 1 to maxVcpus. */
   vcpus: number;
+  /** Processors that can be added, at most. */
   maxVcpus: number;
   /** Multiple of 1 MiB. */
   memoryBytes: number;
@@ -53,4 +54,9 @@ export interface MachineSpec {
   /** The sandbox's directory: monitor socket, helper sockets, disk descriptors. */
   runDir: string;
   binaries: MachineBinaries;
+  /**
+   * Frequency of the host's time stamp counter (`hostTscKhz`). Required for microvm under tcg, whose guest has no other
+   * clock to measure its own with; ignored elsewhere.
+   */
+  tscKhz?: number;
 }

@@ -41,9 +41,7 @@ export class TtrpcClient {
         this.#close(new TtrpcError(STATUS.UNAVAILABLE, `connection closed: ${(error as Error).message}`));
       }
     });
-    socket.on('error', (error) =>
-      this.#close(new TtrpcError(STATUS.UNAVAILABLE, `connection lost: ${error.message}`)),
-    );
+    socket.on('error', (error) => this.#close(new TtrpcError(STATUS.UNAVAILABLE, `connection lost: ${error.message}`)));
     socket.on('end', () => this.#close(new TtrpcError(STATUS.UNAVAILABLE, 'the peer closed the connection')));
     socket.on('close', () => this.#close(new TtrpcError(STATUS.UNAVAILABLE, 'connection closed')));
   }

@@ -1,0 +1,107 @@
+import { join, resolve } from 'node:path';
+import type { ApiAnswer, ApiArguments, ApiClient, CallOptions, EndpointName } from '../api/index.ts';
+import { KataError } from '../base/index.ts';
+
+export interface Locations {
+  /** State root. */
+  root: string;
+  /** Run directory: sockets, lock, log. */
+  run: string;
+  assets: string;
+}
+
+type SetupPiece = 'base' | 'virtiofsd' | 'vsock';
+
+/** sun_path holds 107 bytes; the sockets below the run directory need the rest. */
+const RUN_PATH_MAX_BYTES = 60;
+/** 128 + SIGPIPE. */
+export const EXIT_SIGPIPE = 141;
+const DEFAULT_ROOT = '/var/lib/kata-ts';
+
+/** Directory that holds dist/ or src/: two places run this file, `dist/kata.mjs` and `src/cli/main.ts`. */
+export const checkoutDir = (moduleDir: string): string =>
+  resolve(moduleDir, moduleDir.endsWith(join('src', 'cli')) ? '../..' : '..');
+
+/** Paths by docs/ARCHITECTURE.md, "Where things are". Flags win over the environment. */
+export function locate(
+  flags: { root?: string | undefined; run?: string | undefined },
+  env: NodeJS.ProcessEnv,
+): Locations {
+  const root = resolve(flags.root ?? (env.KATA_ROOT || DEFAULT_ROOT));
+  const fallback = root === DEFAULT_ROOT ? '/run/kata-ts' : join(root, 'run');
+  const run = resolve(flags.run ?? (env.KATA_RUN || fallback));
+  if (Buffer.byteLength(run) > RUN_PATH_MAX_BYTES)
+    throw new KataError('INVALID_ARGUMENT', `the run directory is over ${RUN_PATH_MAX_BYTES} bytes: ${run}`, {
+      hint: 'set KATA_RUN to a shorter path',
+    });
+  const assets = resolve(env.KATA_ASSETS || join(checkoutDir(import.meta.dirname), '.kata'));
+  return { root, run, assets };
+}
+
+/** What a command gets: where things are, the engine when it asks for it, and the three standard streams. */
+export class Context {
+  readonly locations: Locations;
+  readonly env: NodeJS.ProcessEnv;
+  readonly debug: boolean;
+  #client: Promise<ApiClient> | undefined;
+
+  constructor(locations: Locations, env: NodeJS.ProcessEnv, debug: boolean) {
+    this.locations = locations;
+    this.env = env;
+    this.debug = debug;
+  }
+
+  /** Writes text to standard output; settles when it is handed over. */
+  out(text: string): Promise<void> {
+    return write(process.stdout, text);
+  }
+
+  err(text: string): Promise<void> {
+    return write(process.stderr, text);
+  }
+
+  /** The engine, started when none runs. */
+  client(): Promise<ApiClient> {
+    this.#client ??= (async () => (await import('./engine.ts')).connectEngine(this))();
+    return this.#client;
+  }
+
+  /** The engine only if one runs. */
+  async runningClient(): Promise<ApiClient | undefined> {
+    return (await import('./engine.ts')).probeEngine(this.locations.run);
+  }
+
+  /**
+   * One call of the API. A call that changes something carries a request id, so that it is repeated once, without being
+   * done twice, when the engine went away in the middle of it.
+   */
+  async call<K extends EndpointName>(name: K, args: ApiArguments<K>, options: CallOptions = {}): Promise<ApiAnswer<K>> {
+    const client = await this.client();
+    const { randomUUID } = await import('node:crypto');
+    const call = { ...options, requestId: randomUUID() };
+    try {
+      return await client.call(name, args, call);
+    } catch (error) {
+      if (!(error instanceof KataError) || error.code !== 'ENGINE_UNAVAILABLE') throw error;
+      this.#client = undefined;
+      return (await this.client()).call(name, args, call);
+    }
+  }
+
+  /** Makes sure that the named pieces of the installation are there; builds or fetches what is missing. */
+  async ensureSetup(pieces: readonly SetupPiece[]): Promise<void> {
+    const { ensureSetup } = await import('./setup.ts');
+    await ensureSetup(this, pieces);
+  }
+}
+
+const guarded = new WeakSet<NodeJS.WriteStream>();
+
+/** A closed reader ends the command as SIGPIPE would (`kata ps | head -1`): nobody is left to tell. */
+function write(stream: NodeJS.WriteStream, text: string): Promise<void> {
+  if (!guarded.has(stream)) {
+    guarded.add(stream);
+    stream.on('error', () => process.exit(EXIT_SIGPIPE));
+  }
+  return new Promise((done) => stream.write(text, () => done()));
+}

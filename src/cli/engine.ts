@@ -1,0 +1,214 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { existsSync, type FSWatcher, mkdirSync, readFileSync, watch } from 'node:fs';
+import { connect } from 'node:net';
+import { dirname, join, resolve } from 'node:path';
+import { ApiClient } from '../api/index.ts';
+import { KataError } from '../base/index.ts';
+import { type Context, checkoutDir, type Locations } from './context.ts';
+import { escapeControls } from './escape.ts';
+
+/** An engine that adopts many sandboxes listens before it adopts; this bounds a start that hangs. */
+const START_TIMEOUT_MS = 30_000;
+/** fs.watch may miss an event while the directory changes hands; this looks again without one. */
+const RECHECK_MS = 250;
+/** Exit status of `kata-keeper daemon` when another engine holds the lock. */
+const EXIT_LOCK_HELD = 75;
+const LOG_TAIL_LINES = 15;
+
+type Reach = 'listening' | 'absent';
+
+/** Connects to nothing but finds out whether somebody listens. Throws PERMISSION_DENIED. */
+function reach(socketPath: string): Promise<Reach> {
+  return new Promise((done, fail) => {
+    const socket = connect({ path: socketPath });
+    socket.once('connect', () => {
+      socket.destroy();
+      done('listening');
+    });
+    socket.once('error', (error: NodeJS.ErrnoException) => {
+      if (error.code === 'EACCES' || error.code === 'EPERM')
+        fail(
+          new KataError('PERMISSION_DENIED', `no access to the engine's socket ${socketPath}`, {
+            cause: error,
+            hint: 'run kata as root',
+          }),
+        );
+      // EAGAIN: the accept queue is full, so there is a listener.
+      else done(error.code === 'EAGAIN' ? 'listening' : 'absent');
+    });
+  });
+}
+
+const socketOf = (runDir: string): string => join(runDir, 'katad.sock');
+
+/** A client of the engine that runs, or undefined. Starts nothing. */
+export async function probeEngine(runDir: string): Promise<ApiClient | undefined> {
+  const path = socketOf(runDir);
+  if (!existsSync(path)) return undefined;
+  return (await reach(path)) === 'listening' ? new ApiClient(path) : undefined;
+}
+
+/** A client of the engine of this state root, which is started when none listens. Throws ENGINE_UNAVAILABLE. */
+export async function connectEngine(context: Context): Promise<ApiClient> {
+  const { run } = context.locations;
+  const running = await probeEngine(run);
+  if (running !== undefined) return running;
+  if (process.getuid?.() !== 0)
+    throw new KataError('PERMISSION_DENIED', 'starting the engine needs root', { hint: 'run kata as root' });
+  await context.ensureSetup(['base']);
+  await startEngine(context);
+  return new ApiClient(socketOf(run));
+}
+
+async function startEngine(context: Context): Promise<void> {
+  const { locations } = context;
+  mkdirSync(locations.run, { recursive: true, mode: 0o700 });
+  const argv = engineCommand(locations);
+  const [program = '', ...args] = argv;
+  // Watching starts before the engine does: its socket cannot appear unseen.
+  const listening = new Listening(socketOf(locations.run));
+  try {
+    const child = spawn(program, args, {
+      cwd: '/',
+      env: engineEnvironment(context.env, locations),
+      stdio: 'ignore',
+      detached: true,
+    });
+    child.unref();
+    await Promise.race([listening.wait(), failure(child, locations)]);
+  } finally {
+    listening.stop();
+  }
+}
+
+/** Rejects when the engine ends before it listens; an engine that only lost the lock to another is no failure. */
+function failure(child: ChildProcess, locations: Locations): Promise<never> {
+  return new Promise((_, fail) => {
+    child.once('error', (cause) =>
+      fail(
+        new KataError('SETUP_INCOMPLETE', `kata-keeper cannot be run: ${cause.message}`, {
+          phase: 'engine-start',
+          cause,
+          hint: 'run `kata setup`',
+        }),
+      ),
+    );
+    child.once('exit', (code, signal) => {
+      if (code === EXIT_LOCK_HELD) return;
+      const how = signal === null ? `exit code ${code}` : `signal ${signal}`;
+      fail(startError(`katad ended at its start with ${how}`, locations));
+    });
+  });
+}
+
+function startError(message: string, locations: Locations): KataError {
+  const log = join(locations.run, 'katad.log');
+  return new KataError('ENGINE_UNAVAILABLE', message, {
+    phase: 'engine-start',
+    evidence: [`log ${log}:`, ...tail(log)],
+    hint: `see ${log}`,
+  });
+}
+
+function tail(path: string): string[] {
+  try {
+    const lines = readFileSync(path, 'utf8').trimEnd().split('\n').slice(-LOG_TAIL_LINES);
+    return lines.map((line) => escapeControls(line.slice(0, 500)));
+  } catch (error) {
+    return [`(${error instanceof Error ? error.message : String(error)})`];
+  }
+}
+
+/** Settles when the socket takes connections. */
+class Listening {
+  readonly #path: string;
+  readonly #watcher: FSWatcher;
+  #timer: NodeJS.Timeout | undefined;
+  #wake: () => void = () => {};
+  #stopped = false;
+
+  constructor(path: string) {
+    this.#path = path;
+    this.#watcher = watch(dirname(path), { persistent: true }, () => this.#wake());
+  }
+
+  async wait(): Promise<void> {
+    const deadline = performance.now() + START_TIMEOUT_MS;
+    while (!this.#stopped) {
+      const changed = new Promise<void>((done) => {
+        this.#wake = done;
+        this.#timer = setTimeout(done, RECHECK_MS);
+      });
+      if ((await reach(this.#path)) === 'listening') return;
+      if (performance.now() > deadline)
+        throw startError(`katad does not listen at ${this.#path} after ${START_TIMEOUT_MS} ms`, {
+          root: '',
+          assets: '',
+          run: dirname(this.#path),
+        });
+      await changed;
+      clearTimeout(this.#timer);
+    }
+  }
+
+  stop(): void {
+    this.#stopped = true;
+    clearTimeout(this.#timer);
+    this.#watcher.close();
+    this.#wake();
+  }
+}
+
+/** `kata-keeper daemon … -- node katad --root … --run … --assets …` */
+function engineCommand(locations: Locations): string[] {
+  const { root, run, assets } = locations;
+  const keeper = toolPath(assets, 'kata-keeper');
+  const daemon = ['daemon', '--lock', join(run, 'katad.lock'), '--log', join(run, 'katad.log'), '--'];
+  const engine = [process.execPath, engineScript(), '--root', root, '--run', run, '--assets', assets];
+  return [keeper, ...daemon, ...engine];
+}
+
+/** Path of a tool by `<assets>/tools.json`. */
+function toolPath(assets: string, name: string): string {
+  const file = join(assets, 'tools.json');
+  let path: unknown;
+  try {
+    path = JSON.parse(readFileSync(file, 'utf8'))[name]?.path;
+  } catch (cause) {
+    throw new KataError('SETUP_INCOMPLETE', `cannot read ${file}`, { phase: 'engine-start', cause, hint: 'run `kata setup`' });
+  }
+  if (typeof path !== 'string')
+    throw new KataError('SETUP_INCOMPLETE', `${file} does not name ${name}`, {
+      phase: 'engine-start',
+      hint: 'run `kata setup`',
+    });
+  return resolve(assets, path);
+}
+
+/** The bundle beside this one; from a checkout's sources, the bundle in dist/, else the source. */
+function engineScript(): string {
+  const checkout = checkoutDir(import.meta.dirname);
+  const candidates = [join(import.meta.dirname, 'katad.mjs'), join(checkout, 'dist/katad.mjs'), join(checkout, 'src/wiring.ts')];
+  const found = candidates.find((path) => existsSync(path));
+  if (found === undefined)
+    throw new KataError('SETUP_INCOMPLETE', 'katad is not built', {
+      phase: 'engine-start',
+      evidence: candidates.map((path) => `absent: ${path}`),
+      hint: 'run `npm run build`',
+    });
+  return found;
+}
+
+/** The engine outlives the caller: nothing of the caller's environment but what it documents. */
+function engineEnvironment(env: NodeJS.ProcessEnv, locations: Locations): NodeJS.ProcessEnv {
+  const clean: NodeJS.ProcessEnv = {
+    PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
+    HOME: '/root',
+    LANG: 'C.UTF-8',
+    KATA_ROOT: locations.root,
+    KATA_RUN: locations.run,
+    KATA_ASSETS: locations.assets,
+  };
+  for (const name of ['KATA_FAILPOINTS', 'KATA_LOG']) if (env[name] !== undefined) clean[name] = env[name];
+  return clean;
+}

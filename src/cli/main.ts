@@ -1,0 +1,101 @@
+#!/usr/bin/env node
+import type { Command } from './command.ts';
+import { parseFlags, UsageError } from './argv.ts';
+import { KataError } from '../base/index.ts';
+import { Context, locate } from './context.ts';
+import { findEntry } from './registry.ts';
+
+interface Globals {
+  root?: string;
+  run?: string;
+  debug: boolean;
+  version: boolean;
+  help: boolean;
+  rest: string[];
+}
+
+const globals: Globals = { debug: false, version: false, help: false, rest: [] };
+
+/** Global flags stand before the command. */
+function parseGlobals(argv: readonly string[]): void {
+  const rest = [...argv];
+  while (rest[0]?.startsWith('-') === true && rest[0] !== '-') {
+    const word = rest.shift() ?? '';
+    const [name = '', ...value] = word.split('=');
+    if (name === '--debug' || name === '-D') globals.debug = true;
+    else if (name === '--version' || name === '-v') globals.version = true;
+    else if (name === '--help' || name === '-h') globals.help = true;
+    else if (name === '--root' || name === '--run') {
+      const text = value.length > 0 ? value.join('=') : rest.shift();
+      if (text === undefined) throw new UsageError(`flag needs an argument: ${name}`, undefined);
+      globals[name === '--root' ? 'root' : 'run'] = text;
+    } else if (name === '-H' || name === '--host' || name === '--context')
+      throw new KataError('UNSUPPORTED_FLAG', `${name} is not supported: the engine is local`, {
+        hint: 'name another state root with --root',
+      });
+    else throw new UsageError(`unknown global flag: ${name}`, undefined, { hint: "run 'kata --help'" });
+  }
+  globals.rest = rest;
+}
+
+async function findCommand(argv: readonly string[]): Promise<{ command: Command; rest: string[] }> {
+  const { entry, words } = findEntry(argv);
+  if (entry === undefined) {
+    const name = argv.slice(0, words).join(' ');
+    const { didYouMean } = await import('./suggest.ts');
+    const { ENTRIES } = await import('./registry.ts');
+    const near = didYouMean(argv[words - 1] ?? '', ENTRIES.map((e) => e.name));
+    const hint = near === undefined ? "run 'kata --help'" : `did you mean 'kata ${near}'?`;
+    throw new UsageError(`unknown command: ${name}`, undefined, { hint, exit: 1 });
+  }
+  let { command } = await entry.load();
+  let rest = argv.slice(words);
+  for (let sub = subcommand(command, rest); sub !== undefined; sub = subcommand(command, rest)) {
+    command = sub;
+    rest = rest.slice(1);
+  }
+  return { command, rest };
+}
+
+const subcommand = (command: Command, rest: readonly string[]): Command | undefined =>
+  command.subcommands?.find((sub) => sub.name.split(' ').at(-1) === rest[0]);
+
+async function main(argv: readonly string[]): Promise<number> {
+  parseGlobals(argv);
+  const context = new Context(locate(globals, process.env), process.env, globals.debug);
+  const wanted = globals.version ? ['version'] : globals.rest;
+  if (wanted[0] === 'help') wanted.push(...wanted.splice(0, 1).map(() => '--help'));
+  if (globals.help || wanted.length === 0 || wanted[0] === '--help') {
+    const { overview } = await import('./help.ts');
+    await context.out(overview());
+    return 0;
+  }
+  const { command, rest } = await findCommand(wanted);
+  failing = command;
+  const flags = parseFlags(command, rest);
+  if (flags.bool('help')) {
+    const { commandHelp } = await import('./help.ts');
+    await context.out(commandHelp(command));
+    return 0;
+  }
+  return command.run(context, flags);
+}
+
+/** The command whose rule for exit codes applies to a failure. */
+let failing: Command | undefined;
+
+function exitCode(error: unknown): number {
+  if (error instanceof UsageError) return error.exit;
+  const known = KataError.from(error);
+  if (known.code === 'UNSUPPORTED_FLAG') return known.exitCode;
+  return failing?.errorExit === 'code' ? known.exitCode : 1;
+}
+
+try {
+  process.exit(await main(process.argv.slice(2)));
+} catch (error) {
+  const { describeError, wantsColour } = await import('./report.ts');
+  const text = describeError(error, { debug: globals.debug, colour: wantsColour(process.stderr, process.env) });
+  process.stderr.on('error', () => {});
+  process.stderr.write(text, () => process.exit(exitCode(error)));
+}

@@ -1,0 +1,83 @@
+import type { Command } from './command.ts';
+
+/** A command that is loaded when it is asked for: `kata version` reads none of the others. */
+interface Entry {
+  name: string;
+  summary: string;
+  section: Section;
+  load(): Promise<{ command: Command }>;
+}
+
+type Section = 'Containers' | 'Images and volumes' | 'Installation';
+
+const containers = (name: string, summary: string, load: Entry['load']): Entry => ({
+  name,
+  summary,
+  section: 'Containers',
+  load,
+});
+
+export const ENTRIES: readonly Entry[] = [
+  containers('run', 'Create and start a container in a virtual machine of its own', () => import('./commands/run.ts')),
+  containers('create', 'Create a container', () => import('./commands/create.ts')),
+  containers('start', 'Start containers', () => import('./commands/start.ts')),
+  containers('exec', 'Run a command in a running container', () => import('./commands/exec.ts')),
+  containers('attach', 'Attach to a running container', () => import('./commands/attach.ts')),
+  containers('ps', 'List containers', () => import('./commands/ps.ts')),
+  containers('logs', 'Show the output of a container', () => import('./commands/logs.ts')),
+  containers('stop', 'Stop containers', () => import('./commands/stop.ts')),
+  containers('kill', 'Send a signal to containers', () => import('./commands/kill.ts')),
+  containers('restart', 'Restart containers', () => import('./commands/restart.ts')),
+  containers('rm', 'Remove containers', () => import('./commands/rm.ts')),
+  containers('wait', 'Wait for containers to stop and print their exit codes', () => import('./commands/wait.ts')),
+  containers('inspect', 'Show everything about containers, images and volumes', () => import('./commands/inspect.ts')),
+  containers('events', 'Follow what happens', () => import('./commands/events.ts')),
+  containers('stats', 'Show resource use', () => import('./commands/stats.ts')),
+  containers('update', 'Change limits of containers', () => import('./commands/update.ts')),
+  containers('rename', 'Rename a container', () => import('./commands/rename.ts')),
+  containers('pause', 'Freeze the processes of containers', () => import('./commands/pause.ts')),
+  containers('unpause', 'Thaw the processes of containers', () => import('./commands/unpause.ts')),
+  ...imageEntries(),
+  ...installationEntries(),
+];
+
+function imageEntries(): Entry[] {
+  const section = 'Images and volumes';
+  return [
+    { name: 'images', summary: 'List images', section, load: () => import('./commands/images.ts') },
+    { name: 'load', summary: 'Load images from an archive', section, load: () => import('./commands/load.ts') },
+    { name: 'save', summary: 'Save images to an archive', section, load: () => import('./commands/save.ts') },
+    { name: 'rmi', summary: 'Remove images', section, load: () => import('./commands/rmi.ts') },
+    { name: 'image', summary: 'Manage images', section, load: () => import('./commands/image.ts') },
+    { name: 'volume', summary: 'Manage volumes', section, load: () => import('./commands/volume.ts') },
+  ];
+}
+
+function installationEntries(): Entry[] {
+  const section = 'Installation';
+  return [
+    { name: 'check', summary: 'Check what this host offers', section, load: () => import('./commands/check.ts') },
+    { name: 'setup', summary: 'Build and fetch what is needed', section, load: () => import('./commands/setup.ts') },
+    { name: 'guest', summary: 'Manage guest images', section, load: () => import('./commands/guest.ts') },
+    { name: 'version', summary: 'Show versions', section, load: () => import('./commands/version.ts') },
+    {
+      name: 'completion',
+      summary: 'Print a completion script for a shell',
+      section,
+      load: () => import('./commands/completion.ts'),
+    },
+  ];
+}
+
+/** `kata container VERB` is `kata VERB`; these verbs have another name there. */
+const CONTAINER_ALIASES: Record<string, string> = { ls: 'ps', list: 'ps' };
+
+/** The entry that argv's first words name, and how many words they are. */
+export function findEntry(argv: readonly string[]): { entry: Entry | undefined; words: number } {
+  const [first = '', second = ''] = argv;
+  const grouped = first === 'container';
+  let name = grouped ? second : first;
+  if (grouped && Object.hasOwn(CONTAINER_ALIASES, name)) name = CONTAINER_ALIASES[name] ?? name;
+  const entry = ENTRIES.find((e) => e.name === name && (!grouped || e.section === 'Containers'));
+  return { entry, words: grouped ? 2 : 1 };
+}

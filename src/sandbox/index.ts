@@ -1,5 +1,11 @@
+export * from './adopt.ts';
 export * from './failpoints.ts';
+export * from './launch.ts';
+export * from './phases.ts';
+export * from './plan.ts';
 export * from './records.ts';
+export { Sandbox } from './sandbox.ts';
+export type * from './services.ts';
 export * from './sizing.ts';
 export * from './state-file.ts';
 export * from './states.ts';

@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import { CreateContainer, ExitInfo, PhaseTiming } from '../api/schemas.ts';
+import type { ImageConfig } from '../oci/index.ts';
 
 /** What survives the engine. Unknown members are dropped on reading: an older engine reads a newer file of the same version. */
 const Exited = z.object({
@@ -60,6 +61,9 @@ export const ContainerRecord = z.object({
     user: z.string(),
     terminal: z.boolean(),
   }),
+  /** The image's configuration and its layers' files, lowest first: what a start and an exec need of the image. */
+  imageConfig: z.custom<ImageConfig>((value) => typeof value === 'object' && value !== null),
+  layers: z.array(z.string()),
   hostname: z.string(),
   stopSignal: z.number().int(),
   labels: z.record(z.string(), z.string()),
@@ -100,7 +104,7 @@ export const SandboxRecord = z.object({
   cgroups: z.array(z.string()),
   /** Content-addressed program that also cleans up after its dead self. */
   keeperPath: z.string(),
-  keeper: z.object({ pid: z.number(), startTimeTicks: z.string() }).optional(),
+  keeper: z.object({ pid: z.number(), startTimeTicks: z.number() }).optional(),
   /** `Machine.describe()`; the driver validates it. Absent until the VMM is about to be started. */
   machine: z.unknown().optional(),
   guestImage: z.string(),
@@ -108,10 +112,12 @@ export const SandboxRecord = z.object({
   memoryBytes: z.number(),
   machineType: z.enum(['q35', 'microvm']),
   accel: z.enum(['kvm', 'tcg']),
+  /** Who mounted the shared directory in the guest: nobody yet, the sandbox at its start, or the first container that needed it. */
+  shared: z.enum(['no', 'sandbox', 'container']),
   /** Members, in the order in which they came; the first is the one that the sandbox was made for. */
   containers: z.array(z.string()),
   /** Journal entries up to here are recorded in the containers. */
-  acknowledged: z.string().regex(/^\d+$/),
+  acknowledged: z.number().int().nonnegative(),
   execs: z.array(ExecRecord),
 });
 export type SandboxRecord = z.infer<typeof SandboxRecord>;

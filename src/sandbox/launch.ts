@@ -1,0 +1,139 @@
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import type { MachineSpec } from '../model/index.ts';
+import type { KeeperConfig } from '../os/index.ts';
+import { GUEST_SHM } from '../storage/index.ts';
+import { failpoint } from './failpoints.ts';
+import { KeeperMachineHost } from './machine-host.ts';
+import type { Phases } from './phases.ts';
+import { type ContainerPlan, needsSharing } from './plan.ts';
+import type { SandboxRecord } from './records.ts';
+import { planShares, type Sandbox, SHARED_MOUNT, sharedDevice, shareSource } from './sandbox.ts';
+import type { Assets } from './services.ts';
+
+const KEEPER_TIMEOUT_MS = 15_000;
+const MACHINE_TIMEOUT_MS = 30_000;
+/** Time to boot; emulation on a loaded host is an order of magnitude slower. */
+const BOOT_TIMEOUT_MS = { kvm: 60_000, tcg: 180_000 } as const;
+const AGENT_TIMEOUT_MS = 30_000;
+const SHM_BYTES = 64 * 2 ** 20;
+const PORTS = { agent_port: 1024, stream_port: 1027, log_port: 1025, ready_port: 1030 } as const;
+
+export interface LaunchOptions {
+  assets: Assets;
+  plan: ContainerPlan;
+  hostname: string;
+  /** Makes the writable disk when there is none; runs beside the keeper's start. */
+  prepareDisk: () => Promise<void>;
+  phases: Phases;
+  signal: AbortSignal;
+}
+
+/**
+ * Brings a recorded sandbox up: cgroup, keeper, machine with the first container's devices, agent. When this throws, `end` removes what
+ * it left.
+ */
+export async function launch(sandbox: Sandbox, options: LaunchOptions): Promise<void> {
+  const { plan, phases, signal, assets } = options;
+  const disk = phases.time('disk', options.prepareDisk);
+  disk.catch(() => {});
+  try {
+    await phases.time('keeper', () => launchKeeper(sandbox, signal));
+    const { keeper, machineHost } = sandbox.links;
+    const shares = planShares(plan);
+    if (shares.length > 0)
+      await phases.time('share', async () => {
+        for (const share of shares) await keeper.share(share.id, shareSource(share), { signal });
+      });
+    const spec = machineSpec(sandbox.record, sandbox.runDir, assets, plan);
+    const machine = sandbox.services.hypervisor.create(spec, machineHost);
+    sandbox.setMachine(machine);
+    await disk;
+    failpoint('start.disk-made');
+    await phases.time('vmm', () => machine.start({ signal, timeoutMs: MACHINE_TIMEOUT_MS }));
+    failpoint('start.machine-started');
+  } finally {
+    // A disk that is being made when the start fails is made or gone when the caller cleans up.
+    await disk.catch(() => {});
+  }
+  const { keeper, agent } = sandbox.links;
+  await phases.time('boot', () => keeper.awaitAgent({ signal, timeoutMs: BOOT_TIMEOUT_MS[sandbox.record.accel] }));
+  failpoint('start.agent-ready');
+  await phases.time('create-sandbox', () =>
+    agent.createSandbox(
+      {
+        sandboxId: sandbox.uid,
+        hostname: options.hostname,
+        dns: [],
+        storages: [...(needsSharing(plan) ? [SHARED_MOUNT] : []), SHM_MOUNT],
+        sharePidNamespace: false,
+      },
+      { signal, timeoutMs: AGENT_TIMEOUT_MS },
+    ),
+  );
+  failpoint('start.sandbox-created');
+  sandbox.transition({ event: 'launched' });
+  failpoint('start.sandbox-running');
+}
+
+async function launchKeeper(sandbox: Sandbox, signal: AbortSignal): Promise<void> {
+  const { services, runDir, uid, record } = sandbox;
+  for (const name of ['vsock', 'shared']) mkdirSync(join(runDir, name), { recursive: true, mode: 0o700 });
+  failpoint('start.run-dir');
+  const cgroup = await services.host.createCgroup(uid, {});
+  sandbox.update({ cgroups: [...cgroup.directories] });
+  failpoint('start.cgroup');
+  const config: KeeperConfig = {
+    version: 1,
+    uid,
+    cgroups: cgroup.directories,
+    vsock: { mode: 'hybrid', socket: join(runDir, 'vsock', 'v.sock') },
+    engine: services.engine.argv,
+    engine_env: services.engine.env,
+    engine_socket: services.engine.socket,
+    ...PORTS,
+  };
+  writeFileSync(join(runDir, 'keeper.json'), JSON.stringify(config), { mode: 0o600 });
+  const launched = await services.host.launchKeeper(
+    { binary: record.keeperPath, dir: runDir, uid },
+    { signal, timeoutMs: KEEPER_TIMEOUT_MS },
+  );
+  failpoint('start.keeper-launched');
+  const links = await services.host.connectKeeper(runDir, { signal, timeoutMs: KEEPER_TIMEOUT_MS });
+  const { pid, startTimeTicks } = links.keeper.identity;
+  sandbox.update({ keeper: { pid: pid || launched.pid, startTimeTicks } });
+  failpoint('start.keeper-recorded');
+  sandbox.connect({ ...links, machine: undefined, machineHost: new KeeperMachineHost(links.keeper) });
+}
+
+function machineSpec(record: SandboxRecord, runDir: string, assets: Assets, plan: ContainerPlan): MachineSpec {
+  return {
+    uid: record.uid,
+    machine: record.machineType,
+    accel: record.accel,
+    vcpus: record.vcpus,
+    maxVcpus: record.vcpus,
+    memoryBytes: record.memoryBytes,
+    maxMemoryBytes: record.memoryBytes,
+    // The vsock device reads the guest's memory.
+    memory: { name: 'guest', share: true },
+    kernel: assets.guest.kernel,
+    initrd: assets.guest.initrd,
+    cmdline: [],
+    vsock: { mode: 'hybrid', directory: join(runDir, 'vsock') },
+    devices: [...(needsSharing(plan) ? [sharedDevice(runDir)] : []), ...plan.rootfs.devices],
+    consoleSocket: join(runDir, 'console.sock'),
+    runDir,
+    binaries: assets.binaries,
+  };
+}
+
+const SHM_MOUNT = {
+  driver: 'ephemeral',
+  driverOptions: [],
+  source: 'shm',
+  fstype: 'tmpfs',
+  options: ['noexec', 'nosuid', 'nodev', 'mode=1777', `size=${SHM_BYTES}`],
+  mountPoint: GUEST_SHM,
+  shared: false,
+};

@@ -1,0 +1,66 @@
+import { KataError } from '../base/index.ts';
+import type { MachineHost, ProcessExit, SpawnOptions } from '../hypervisor/index.ts';
+import type { CallOptions } from '../model/index.ts';
+import type { Keeper } from './services.ts';
+
+interface Exit {
+  promise: Promise<ProcessExit>;
+  resolve: (exit: ProcessExit) => void;
+}
+
+/** A machine's processes are children of the sandbox's keeper; their ends arrive through its journal. */
+export class KeeperMachineHost implements MachineHost {
+  #keeper: Keeper;
+  readonly #exits = new Map<string, Exit>();
+  #gone = false;
+
+  constructor(keeper: Keeper) {
+    this.#keeper = keeper;
+  }
+
+  /** The same keeper on a new connection. */
+  reconnect(keeper: Keeper): void {
+    this.#keeper = keeper;
+  }
+
+  async createMemory(name: string, sizeBytes: number, options?: CallOptions): Promise<void> {
+    await this.#keeper.createMemory(name, sizeBytes, options);
+  }
+
+  async spawn(process: SpawnOptions, options?: CallOptions): Promise<{ pid: number }> {
+    return await this.#keeper.spawn(process, options);
+  }
+
+  async signal(name: string, signal: number, options?: CallOptions): Promise<void> {
+    try {
+      await this.#keeper.signalSpawned(name, signal, options);
+    } catch (error) {
+      if (!(error instanceof KataError) || error.code !== 'NOT_FOUND') throw error;
+    }
+  }
+
+  exited(name: string): Promise<ProcessExit> {
+    return this.#exitOf(name).promise;
+  }
+
+  /** The journal said that the process ended. */
+  settle(name: string, waitStatus: number): void {
+    this.#exitOf(name).resolve({ waitStatus });
+  }
+
+  /** The keeper is gone, and with it every process. */
+  settleAll(): void {
+    this.#gone = true;
+    for (const exit of this.#exits.values()) exit.resolve({});
+  }
+
+  #exitOf(name: string): Exit {
+    const known = this.#exits.get(name);
+    if (known !== undefined) return known;
+    const { promise, resolve } = Promise.withResolvers<ProcessExit>();
+    const exit = { promise, resolve };
+    this.#exits.set(name, exit);
+    if (this.#gone) resolve({});
+    return exit;
+  }
+}

@@ -1,0 +1,472 @@
+import { mkdirSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { type Agent, createContainerRequest, execProcessRequest, translateAgentError } from '../agent/index.ts';
+import { KataError, Mutex, UndoStack } from '../base/index.ts';
+import type { Machine } from '../hypervisor/index.ts';
+import type { Device } from '../model/index.ts';
+import type { Process } from '../oci/index.ts';
+import { GUEST_SHARED, SHARED_TAG, type Share } from '../storage/index.ts';
+import { failpoint } from './failpoints.ts';
+import { writeGuestFiles } from './guest-files.ts';
+import { JournalTaker } from './journal.ts';
+import { readJournal } from './journal-file.ts';
+import type { KeeperMachineHost } from './machine-host.ts';
+import type { Phases } from './phases.ts';
+import { type ContainerPlan, needsSharing, type StreamWish } from './plan.ts';
+import { type ExecRecord, SandboxRecord } from './records.ts';
+import type { Keeper, SandboxEvents, SandboxServices } from './services.ts';
+import { StateFile } from './state-file.ts';
+import { nextSandboxState, type SandboxEvent } from './states.ts';
+
+const CREATE_TIMEOUT_MS = 60_000;
+const REMOVE_TIMEOUT_MS = 10_000;
+const RECORD_TIMEOUT_MS = 10_000;
+const KEEPER_EXIT_TIMEOUT_MS = 5_000;
+const RECONNECTS = 5;
+/** Ended execs that can still be inspected. */
+const MAX_EXECS = 256;
+const LOG_MAX_BYTES = 10 * 2 ** 20;
+const LOG_MAX_FILES = 4;
+
+/** The keeper, its agent connection and the machine of a sandbox that is up. */
+export interface Links {
+  keeper: Keeper;
+  agent: Agent;
+  /** Absent when the VMM had ended before this engine could take it over. */
+  machine: Machine | undefined;
+  machineHost: KeeperMachineHost;
+}
+
+/**
+ * One virtual machine and the containers in it. Everything that must be known to adopt or to clean it is in sandbox.json before it is
+ * done. `end` serves the failed start, the normal stop and the clean-up after a crash alike; it must not be called by somebody who
+ * holds a container's mutex, because it waits until the exits are recorded in the containers.
+ */
+export class Sandbox {
+  readonly uid: string;
+  readonly runDir: string;
+  readonly services: SandboxServices;
+  readonly journal: JournalTaker;
+  readonly #mutex = new Mutex();
+  readonly #file: StateFile<SandboxRecord>;
+  readonly #events: SandboxEvents;
+  readonly #following = new AbortController();
+  #record: SandboxRecord;
+  #links: Links | undefined;
+  #end: Promise<KataError[]> | undefined;
+
+  constructor(services: SandboxServices, events: SandboxEvents, record: SandboxRecord) {
+    this.services = services;
+    this.#events = events;
+    this.uid = record.uid;
+    this.runDir = join(services.sandboxesDir, record.uid);
+    this.#file = Sandbox.file(services, record.uid);
+    this.#record = record;
+    this.journal = new JournalTaker(record.acknowledged, events, (sequence) => this.#acknowledge(sequence));
+  }
+
+  static file(services: Pick<SandboxServices, 'sandboxesDir'>, uid: string): StateFile<SandboxRecord> {
+    return new StateFile<SandboxRecord>(join(services.sandboxesDir, uid, 'sandbox.json'), SandboxRecord);
+  }
+
+  get record(): Readonly<SandboxRecord> {
+    return this.#record;
+  }
+
+  /** Stores a change before it is acted on. */
+  update(change: Partial<SandboxRecord>): void {
+    this.#record = { ...this.#record, ...change };
+    mkdirSync(this.runDir, { recursive: true, mode: 0o700 });
+    this.#file.write(this.#record);
+  }
+
+  transition(event: SandboxEvent): void {
+    this.update({ state: nextSandboxState(this.#record.state, event) });
+  }
+
+  /** KEEPER_UNAVAILABLE while the sandbox is not up. */
+  get links(): Links {
+    if (this.#links === undefined)
+      throw new KataError('KEEPER_UNAVAILABLE', `sandbox ${this.uid} is not reachable`, { phase: 'sandbox' });
+    return this.#links;
+  }
+
+  get isEnding(): boolean {
+    return this.#end !== undefined || this.#record.state.status === 'ending';
+  }
+
+  /** Takes the journal from now on and notices when the keeper goes away. */
+  connect(links: Links): void {
+    this.#links = links;
+    void this.#follow(links);
+  }
+
+  /** The machine exists only after the journal is followed: the end of its processes arrives there. */
+  setMachine(machine: Machine): void {
+    this.#links = { ...this.links, machine };
+    this.update({ machine: machine.describe() });
+  }
+
+  /** Admits one more container; from here on the sandbox does not end before `leave`. CONFLICT when it ends already. */
+  async join(containerId: string): Promise<void> {
+    await this.#mutex.run(async () => {
+      if (this.isEnding || this.#record.state.status !== 'running')
+        throw new KataError('CONFLICT', `sandbox ${this.uid} is ${this.#record.state.status}`, {
+          phase: 'sandbox',
+          hint: 'start the container that it belongs to first',
+        });
+      if (!this.#record.containers.includes(containerId))
+        this.update({ containers: [...this.#record.containers, containerId] });
+    });
+  }
+
+  /**
+   * Creates and starts a container. `atBoot`: its devices and shares are part of the machine already. With `attach` a stream is opened
+   * before the first instruction runs. The caller calls `leave` when this fails, as after every exit.
+   */
+  async run(
+    plan: ContainerPlan,
+    options: { atBoot: boolean; attach: StreamWish | undefined; phases: Phases; signal: AbortSignal },
+  ): Promise<{ token: string; socket: string } | undefined> {
+    const { phases, signal, attach } = options;
+    if (!options.atBoot)
+      await this.#mutex.run(() => phases.time('plug', () => this.#plug(plan.rootfs.devices, planShares(plan), signal)));
+    failpoint('start.disks-plugged');
+    const { keeper, agent, machine } = this.links;
+    const { containerId } = plan;
+    await phases.time('files', () => writeGuestFiles(this, plan.files, signal));
+    failpoint('start.files-copied');
+    const storages = plan.rootfs.mounts((id) => machineOf(machine).addressOf(id));
+    if (this.#record.shared === 'container' && needsSharing(plan)) storages.unshift(SHARED_MOUNT);
+    const request = createContainerRequest({
+      containerId,
+      spec: plan.spec,
+      storages,
+      devices: [],
+      sharePidNamespace: false,
+    });
+    await phases.time('create-container', () =>
+      create(keeper, 'create-container', signal, {
+        containerId,
+        execId: '',
+        request,
+        terminal: plan.spec.process.terminal,
+        stdin: plan.stdin,
+        stdinOnce: plan.stdinOnce,
+        log: { path: plan.logPath, maxBytes: LOG_MAX_BYTES, maxFiles: LOG_MAX_FILES },
+        waitClient: attach !== undefined,
+      }),
+    );
+    failpoint('start.process-created');
+    const stream = attach && (await keeper.openStream({ containerId, execId: '', ...attach }, { signal }));
+    failpoint('start.stream-opened');
+    await phases.time('start-container', () =>
+      agent.startContainer(containerId, { signal, timeoutMs: CREATE_TIMEOUT_MS }),
+    );
+    failpoint('start.process-started');
+    return stream;
+  }
+
+  /** Runs another process. The record comes first: a crash between leaves an exec that ended or that the keeper knows. */
+  async exec(
+    exec: ExecRecord & { process: Process; stdin: boolean; attach: StreamWish | undefined },
+    signal: AbortSignal,
+  ): Promise<{ token: string; socket: string } | undefined> {
+    const { containerId, execId, process, stdin, attach } = exec;
+    const { keeper } = this.links;
+    this.#setExec({ execId, containerId, args: exec.args, terminal: exec.terminal });
+    failpoint('exec.recorded');
+    try {
+      await create(keeper, 'exec', signal, {
+        containerId,
+        execId,
+        request: execProcessRequest({ containerId, execId, process }),
+        terminal: exec.terminal,
+        stdin,
+        stdinOnce: stdin,
+        waitClient: attach !== undefined,
+      });
+    } catch (error) {
+      this.update({ execs: this.#record.execs.filter((one) => one.execId !== execId) });
+      throw error;
+    }
+    failpoint('exec.created');
+    return attach && (await keeper.openStream({ containerId, execId, ...attach }, { signal }));
+  }
+
+  execOf(containerId: string, execId: string): ExecRecord | undefined {
+    return this.#record.execs.find((one) => one.execId === execId && one.containerId === containerId);
+  }
+
+  recordExecExit(exec: ExecRecord): void {
+    this.#setExec(exec);
+  }
+
+  /** Takes an ended container out of the machine; the last one takes the machine with it. */
+  async leave(containerId: string, plan: Pick<ContainerPlan, 'rootfs' | 'shares'>): Promise<void> {
+    const last = await this.#mutex.run(async () => {
+      if (this.isEnding) return true;
+      await this.#removeFromGuest(containerId);
+      failpoint('leave.container-removed');
+      const rest = this.#record.containers.filter((id) => id !== containerId);
+      if (rest.length === 0) {
+        this.transition({ event: 'end', cause: 'last-container-ended' });
+        return true;
+      }
+      await this.#unplug(plan);
+      failpoint('leave.disks-unplugged');
+      this.update({ containers: rest, execs: this.#record.execs.filter((one) => one.containerId !== containerId) });
+      return false;
+    });
+    if (last) await this.end('last-container-ended');
+  }
+
+  /**
+   * Ends everything and removes every trace; once, whoever asks. `cause` is what the journal says of processes that still run. What
+   * could not be undone is logged and answered.
+   */
+  end(cause: string): Promise<KataError[]> {
+    this.#end ??= this.#endOnce(cause);
+    return this.#end;
+  }
+
+  async #endOnce(cause: string): Promise<KataError[]> {
+    this.transition({ event: 'end', cause });
+    failpoint('end.recorded');
+    const undo = new UndoStack();
+    undo.push('run-directory', async () => {
+      await rm(this.runDir, { recursive: true, force: true });
+      failpoint('end.run-dir-removed');
+    });
+    undo.push('cgroup', async () => {
+      await this.#removeCgroups();
+      failpoint('end.cgroup-removed');
+    });
+    undo.push('exits', () => this.#takeRest());
+    undo.push('keeper', async () => {
+      await this.#endKeeper(cause);
+      failpoint('end.keeper-ended');
+    });
+    const failures = await undo.run(3 * KEEPER_EXIT_TIMEOUT_MS + RECORD_TIMEOUT_MS);
+    for (const failure of failures) this.services.log(`sandbox ${this.uid}: ${failure.message}`);
+    this.#links = undefined;
+    this.#events.onGone(this.uid);
+    return failures;
+  }
+
+  async #endKeeper(cause: string): Promise<void> {
+    const { host } = this.services;
+    const keeper = this.#links?.keeper ?? (await this.#reconnect().catch(() => undefined));
+    if (keeper !== undefined) {
+      await keeper.shutdown(cause).catch((error: Error) => {
+        this.services.log(`sandbox ${this.uid}: keeper did not shut down: ${error.message}`);
+      });
+      this.#following.abort();
+      keeper.close();
+    }
+    failpoint('end.machine-stopped');
+    await this.#awaitKeeperExit();
+    this.#links?.machineHost.settleAll();
+    await host.cleanup(this.#record.keeperPath, this.runDir);
+  }
+
+  /** A keeper that does not end is killed: its pid and start time say that it is still the same process. */
+  async #awaitKeeperExit(): Promise<void> {
+    const known = this.#record.keeper;
+    if (known === undefined || this.#record.bootId !== (await this.services.host.bootId())) return;
+    const deadline = performance.now() + KEEPER_EXIT_TIMEOUT_MS;
+    for (;;) {
+      const now = await this.services.host.identify(known.pid);
+      if (now === undefined || now.startTimeTicks !== known.startTimeTicks) return;
+      if (performance.now() > deadline) {
+        process.kill(known.pid, 'SIGKILL');
+        throw new KataError('KEEPER_UNAVAILABLE', `keeper ${known.pid} did not end and was killed`);
+      }
+      await new Promise((resolve) => setTimeout(resolve, 2));
+    }
+  }
+
+  /** The journal outlives its keeper: what nobody was told is read from the file. */
+  async #takeRest(): Promise<void> {
+    for (const entry of await readJournal(join(this.runDir, 'journal.jsonl'), this.#record.acknowledged))
+      this.journal.take(entry, undefined);
+    await this.journal.settled;
+    await Promise.all(
+      this.#record.containers.map((containerId) =>
+        this.#events.onExit({
+          containerId,
+          execId: '',
+          status: 137,
+          signal: 9,
+          oomKilled: false,
+          cause: 'keeper-died',
+          evidence: this.journal.lastWords || 'the keeper left no exit of this container',
+          atUnixMs: Date.now(),
+          droppedLines: 0,
+        }),
+      ),
+    );
+  }
+
+  async #removeCgroups(): Promise<void> {
+    const { host } = this.services;
+    // A crash before the record: making it again tells the same directories.
+    const recorded = this.#record.cgroups;
+    const directories = recorded.length > 0 ? recorded : (await host.createCgroup(this.uid, {})).directories;
+    for (let attempt = 0; ; attempt++) {
+      try {
+        return await host.removeCgroup(directories);
+      } catch (error) {
+        // The kernel empties a group a moment after the last process of it is gone.
+        if (attempt >= 50) throw error;
+        await new Promise((resolve) => setTimeout(resolve, 20));
+      }
+    }
+  }
+
+  async #follow(links: Links): Promise<void> {
+    const { signal } = this.#following;
+    try {
+      await this.journal.follow(links.keeper, links.machineHost, signal);
+    } catch (error) {
+      if (signal.aborted || this.isEnding) return;
+      await this.#lost(links, error as Error);
+    }
+  }
+
+  /** The connection ended: the keeper died, or only the connection did. */
+  async #lost(links: Links, error: Error): Promise<void> {
+    this.services.log(`sandbox ${this.uid}: ${error.message}`);
+    for (let attempt = 1; attempt <= RECONNECTS && (await this.#keeperLives()); attempt++) {
+      await new Promise((resolve) => setTimeout(resolve, 50 * attempt));
+      const again = await this.services.host.connectKeeper(this.runDir).catch(() => undefined);
+      if (again === undefined) continue;
+      links.machineHost.reconnect(again.keeper);
+      this.connect({ ...links, ...again });
+      return;
+    }
+    links.machineHost.settleAll();
+    this.#links = undefined;
+    await this.end('keeper-died');
+  }
+
+  async #keeperLives(): Promise<boolean> {
+    const known = this.#record.keeper;
+    const now = known && (await this.services.host.identify(known.pid));
+    return now !== undefined && now.startTimeTicks === known?.startTimeTicks;
+  }
+
+  async #reconnect(): Promise<Keeper | undefined> {
+    if (!(await this.#keeperLives())) return undefined;
+    return (await this.services.host.connectKeeper(this.runDir)).keeper;
+  }
+
+  async #acknowledge(sequence: number): Promise<void> {
+    failpoint('exit.recorded');
+    this.update({ acknowledged: sequence });
+    await this.#links?.keeper.ackEntries(sequence).catch(() => {});
+    failpoint('exit.acknowledged');
+  }
+
+  /** Unmounting is what makes the writable disk whole; a guest that does not answer is ended without. */
+  async #removeFromGuest(containerId: string): Promise<void> {
+    try {
+      await this.links.agent.removeContainer(containerId, { timeoutMs: REMOVE_TIMEOUT_MS });
+    } catch (error) {
+      this.services.log(`sandbox ${this.uid}: removing container ${containerId}: ${(error as Error).message}`);
+    }
+  }
+
+  async #plug(devices: readonly Device[], shares: readonly Share[], signal: AbortSignal): Promise<void> {
+    const { keeper, machine } = this.links;
+    const to = machineOf(machine);
+    for (const share of shares) await keeper.share(share.id, shareSource(share), { signal });
+    const wanted = [...devices];
+    if (shares.length > 0 && this.#record.shared === 'no') {
+      wanted.unshift(sharedDevice(this.runDir));
+      this.update({ shared: 'container' });
+    }
+    const can = this.services.hypervisor.capabilities(this.#record.machineType).hotplug;
+    for (const device of wanted) {
+      if (!can.includes(device.kind))
+        throw new KataError('CONFLICT', `a ${this.#record.machineType} machine takes no ${device.kind} while it runs`, {
+          phase: 'plug',
+          hint: 'start the first container with --machine q35',
+        });
+      await to.plug(device, { signal });
+      this.update({ machine: to.describe() });
+    }
+  }
+
+  async #unplug(plan: Pick<ContainerPlan, 'rootfs' | 'shares'>): Promise<void> {
+    const { keeper, machine } = this.links;
+    const failures: string[] = [];
+    const attempt = async (work: () => Promise<void>): Promise<void> => {
+      try {
+        await work();
+      } catch (error) {
+        // Present at boot, or never plugged because the start failed before.
+        if (!(error instanceof KataError) || error.code !== 'NOT_FOUND') failures.push((error as Error).message);
+      }
+    };
+    for (const device of plan.rootfs.devices.toReversed()) await attempt(() => machineOf(machine).unplug(device.id));
+    for (const share of planShares(plan)) await attempt(() => keeper.unshare(share.id));
+    for (const failure of failures) this.services.log(`sandbox ${this.uid}: unplug: ${failure}`);
+    if (machine !== undefined) this.update({ machine: machine.describe() });
+  }
+
+  #setExec(exec: ExecRecord): void {
+    const others = this.#record.execs.filter((one) => one.execId !== exec.execId);
+    const live = others.filter((one) => one.exit === undefined);
+    const ended = others.filter((one) => one.exit !== undefined).slice(-MAX_EXECS);
+    this.update({ execs: [...ended, ...live, exec] });
+  }
+}
+
+async function create(
+  keeper: Keeper,
+  phase: string,
+  signal: AbortSignal,
+  request: Parameters<Keeper['createProcess']>[0],
+): Promise<void> {
+  try {
+    await keeper.createProcess(request, { signal, timeoutMs: CREATE_TIMEOUT_MS });
+  } catch (error) {
+    throw translateAgentError(error, phase);
+  }
+}
+
+function machineOf(machine: Machine | undefined): Machine {
+  if (machine === undefined) throw new KataError('VMM_EXITED', 'the virtual machine has ended', { phase: 'plug' });
+  return machine;
+}
+
+export const planShares = (plan: Pick<ContainerPlan, 'rootfs' | 'shares'>): Share[] => [
+  ...plan.rootfs.shares,
+  ...plan.shares,
+];
+
+export const sharedDevice = (runDir: string): Device => ({
+  kind: 'fs',
+  id: 'shared',
+  tag: SHARED_TAG,
+  sharedDir: join(runDir, 'shared'),
+  cache: 'auto',
+});
+
+export const SHARED_MOUNT = {
+  driver: 'virtio-fs',
+  driverOptions: [],
+  source: SHARED_TAG,
+  fstype: 'virtiofs',
+  options: [],
+  mountPoint: GUEST_SHARED,
+  shared: true,
+};
+
+export function shareSource(share: Share): Parameters<Keeper['share']>[1] {
+  return share.kind === 'path'
+    ? { kind: 'host-path', source: share.source, readOnly: share.readOnly }
+    : { kind: 'layered', layers: share.layers, upperDir: share.upperDir, workDir: share.workDir };
+}

@@ -1,0 +1,73 @@
+import type { Agent } from '../agent/index.ts';
+import type { Hypervisor } from '../hypervisor/index.ts';
+import type { Accelerator, CallOptions, MachineBinaries, Resources } from '../model/index.ts';
+import type { HostCgroup, JournalEntry, KeeperClient, KeeperLaunch, ProcessIdentity } from '../os/index.ts';
+
+/** What the sandbox calls of a keeper's client. */
+export type Keeper = Pick<
+  KeeperClient,
+  | 'identity'
+  | 'closed'
+  | 'close'
+  | 'state'
+  | 'createMemory'
+  | 'spawn'
+  | 'signalSpawned'
+  | 'share'
+  | 'unshare'
+  | 'awaitAgent'
+  | 'createProcess'
+  | 'openStream'
+  | 'entries'
+  | 'ackEntries'
+  | 'tail'
+  | 'shutdown'
+>;
+
+/** The host as a sandbox sees it; wiring.ts gives the real one, tests a fake. */
+export interface SandboxHost {
+  launchKeeper(launch: KeeperLaunch, options?: CallOptions): Promise<{ pid: number }>;
+  connectKeeper(runDir: string, options?: CallOptions): Promise<{ keeper: Keeper; agent: Agent }>;
+  /** Ends what a dead keeper left. Idempotent. */
+  cleanup(keeperPath: string, runDir: string): Promise<void>;
+  createCgroup(uid: string, limits: Resources): Promise<HostCgroup>;
+  removeCgroup(directories: readonly string[]): Promise<void>;
+  /** Makes the writable disk; the file appears complete or not at all. */
+  makeDisk(path: string, sizeBytes: number, mkfs: string, options?: CallOptions): Promise<void>;
+  identify(pid: number): Promise<ProcessIdentity | undefined>;
+  bootId(): Promise<string>;
+  accelerator(keeperPath: string, options?: CallOptions): Promise<Accelerator>;
+}
+
+/** Absolute, content-addressed paths that a new sandbox uses. */
+export interface Assets {
+  keeper: string;
+  mkfs: string;
+  binaries: MachineBinaries;
+  guest: { digest: string; kernel: string; initrd: string };
+}
+
+/** What a sandbox tells its owner. */
+export interface SandboxEvents {
+  /** Resolves when the exit is recorded; it is acknowledged to the keeper after that. */
+  onExit(entry: ProcessEnd): Promise<void>;
+  onOom(containerId: string): void;
+  /** Nothing of the sandbox is left. */
+  onGone(uid: string): void;
+}
+
+export type ProcessEnd = Pick<
+  JournalEntry,
+  'containerId' | 'execId' | 'status' | 'signal' | 'oomKilled' | 'cause' | 'evidence' | 'atUnixMs' | 'droppedLines'
+>;
+
+export interface SandboxServices {
+  host: SandboxHost;
+  hypervisor: Hypervisor;
+  /** `<run>/s`. */
+  sandboxesDir: string;
+  /** argv and environment with which a keeper starts an engine again. */
+  engine: { argv: readonly string[]; env: readonly string[]; socket: string };
+  /** One line for the engine's log. */
+  log(message: string): void;
+}

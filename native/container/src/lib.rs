@@ -1,1 +1,22 @@
 //! OCI containers inside the guest.
+//!
+//! The caller is a single-threaded process, usually PID 1: the new process is a copy of it that prepares the container
+//! and then executes the command, so nothing of the agent is executed a second time.
+//!
+//! `create` → `Pending<Container>` → `start` → `Pending<()>`; `exec` → `Pending<Process>`. Reaping is the caller's.
+mod container;
+mod error;
+mod launch;
+mod sys;
+mod users;
+
+pub use container::{Container, CreateParams, Process, Stdio};
+pub use error::{ContainerError, Result, Step};
+pub use launch::Pending;
+pub use users::{find_user, Identity};
+
+/// Makes the file system root a mount that containers can pivot away from. To be called once, before anything is
+/// mounted: an initramfs is not such a mount (pivot_root(2), EINVAL).
+pub fn make_root_pivotable() -> Result<()> {
+    todo!()
+}

@@ -64,14 +64,20 @@ export class TestEnv {
 
   /** Runs `kata ARGS` to its end. Without `stdin` its input is empty. */
   async kata(args: readonly string[], options: RunOptions = {}): Promise<Output> {
-    return collect(this.start(args, { stdin: 'ignore', ...options }), options.timeoutMs ?? HANG_GUARD_MS, args.join(' '));
+    return collect(
+      this.start(args, { stdin: 'ignore', ...options }),
+      options.timeoutMs ?? HANG_GUARD_MS,
+      args.join(' '),
+    );
   }
 
   /** As `kata`, and throws with both outputs unless it exits 0. Answers its trimmed stdout. */
   async ok(args: readonly string[], options: RunOptions = {}): Promise<string> {
     const output = await this.kata(args, options);
     if (output.code !== 0)
-      throw new Error(`kata ${args.join(' ')} exited ${output.code ?? output.signal}\n${output.stdout}\n${output.stderr}`);
+      throw new Error(
+        `kata ${args.join(' ')} exited ${output.code ?? output.signal}\n${output.stdout}\n${output.stderr}`,
+      );
     return output.stdout.toString().trim();
   }
 
@@ -108,7 +114,13 @@ export class TestEnv {
 
 /** The project's own part of `kata inspect`. */
 export interface KataInspect {
-  sandbox?: { uid: string; vmmPid: number; keeperPid: number; helpers: { name: string; pid: number }[]; runDir: string };
+  sandbox?: {
+    uid: string;
+    vmmPid: number;
+    keeperPid: number;
+    helpers: { name: string; pid: number }[];
+    runDir: string;
+  };
   status: string;
   exit?: { code: number; signal: number; oomKilled: boolean; cause: string; evidence: string };
 }

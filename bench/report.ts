@@ -1,0 +1,76 @@
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { type Figure, median } from './measure.ts';
+
+export interface Raw {
+  commit: string;
+  at: string;
+  machine: string;
+  runs: number;
+  figures: readonly Figure[];
+}
+
+const number = (value: number): string => (Math.abs(value) >= 100 ? value.toFixed(0) : value.toFixed(2));
+
+export function reached(figure: Figure): boolean | undefined {
+  if (figure.aim === undefined) return undefined;
+  const value = median(figure.samples);
+  return figure.aim.better === 'lower' ? value <= figure.aim.value : value >= figure.aim.value;
+}
+
+function row(figure: Figure): string {
+  const low = number(Math.min(...figure.samples));
+  const high = number(Math.max(...figure.samples));
+  const aim = figure.aim === undefined ? '' : `${figure.aim.better === 'lower' ? '≤' : '≥'} ${figure.aim.value}`;
+  const verdict = { true: 'reached', false: '**missed**', undefined: '' }[String(reached(figure)) as 'true'];
+  return `| ${figure.name} | ${number(median(figure.samples))} ${figure.unit} | ${low} – ${high} (${figure.samples.length}) | ${aim} | ${verdict} | ${figure.upstream ?? ''} |`;
+}
+
+const escapeXml = (text: string): string => text.replaceAll('&', '&amp;').replaceAll('<', '&lt;');
+
+/** Horizontal bars, one group of figures with the same unit; a mark shows the aim. */
+function picture(title: string, figures: readonly Figure[], unit: string): string {
+  const width = 900;
+  const label = 380;
+  const rowHeight = 26;
+  const largest = Math.max(...figures.flatMap((figure) => [median(figure.samples), figure.aim?.value ?? 0]));
+  const scale = (value: number): number => ((width - label - 90) * value) / largest;
+  const bars = figures.map((figure, index) => {
+    const y = 50 + index * rowHeight;
+    const value = median(figure.samples);
+    const colour = { true: '#2e8b57', false: '#c0504d', undefined: '#5b7db1' }[String(reached(figure)) as 'true'];
+    const aim =
+      figure.aim === undefined
+        ? ''
+        : `<line x1="${label + scale(figure.aim.value)}" x2="${label + scale(figure.aim.value)}" y1="${y - 2}" y2="${y + 20}" stroke="#222" stroke-width="2"/>`;
+    return `<text x="${label - 8}" y="${y + 14}" text-anchor="end">${escapeXml(figure.name)}</text><rect x="${label}" y="${y}" width="${Math.max(1, scale(value))}" height="18" fill="${colour}"/>${aim}<text x="${label + scale(value) + 8}" y="${y + 14}">${number(value)}</text>`;
+  });
+  const height = 70 + figures.length * rowHeight;
+  return `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/><text x="12" y="28" font-size="16">${escapeXml(title)} (${unit}; black mark: aim)</text>${bars.join('')}</svg>\n`;
+}
+
+/** Writes report.md, start.svg and memory.svg into `directory`. */
+export function writeReport(directory: string, raw: Raw): void {
+  const milliseconds = raw.figures.filter((figure) => figure.unit === 'ms');
+  const memory = raw.figures.filter((figure) => figure.unit === 'MiB');
+  writeFileSync(join(directory, 'start.svg'), picture('Times', milliseconds, 'ms'));
+  writeFileSync(join(directory, 'memory.svg'), picture('Memory', memory, 'MiB'));
+  const missed = raw.figures.filter((figure) => reached(figure) === false);
+  const lines = [
+    '# Benchmark',
+    '',
+    `Commit ${raw.commit}, ${raw.at}. ${raw.machine}. Medians; the range and the number of samples beside them; raw samples in samples.json.`,
+    'Upstream is Kata 4.1.0 on such a machine, measured another day: compare ratios, not digits.',
+    '',
+    '| figure | median | range (samples) | aim | | upstream |',
+    '|---|---|---|---|---|---|',
+    ...raw.figures.map(row),
+    '',
+    '![times](start.svg)',
+    '![memory](memory.svg)',
+    '',
+    missed.length === 0 ? 'Every aim was reached.' : `Missed: ${missed.map((figure) => figure.name).join('; ')}.`,
+    '',
+  ];
+  writeFileSync(join(directory, 'report.md'), lines.join('\n'));
+}

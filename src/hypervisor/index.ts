@@ -1,2 +1,3 @@
 export * from './hypervisor.ts';
 export * from './machine.ts';
+export { qemu } from './qemu/driver.ts';

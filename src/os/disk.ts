@@ -1,3 +1,4 @@
+import { statSync } from 'node:fs';
 import { open, rm, statfs } from 'node:fs/promises';
 import { KataError } from '../base/index.ts';
 import type { CallOptions } from '../model/index.ts';
@@ -7,6 +8,14 @@ import { run } from './run.ts';
 export async function diskFreeBytes(path: string): Promise<number> {
   const { bavail, bsize } = await statfs(path);
   return bavail * bsize;
+}
+
+/** Size of a regular file. NOT_FOUND, INVALID_ARGUMENT. Synchronous: the answer comes from the inode cache. */
+export function fileSizeBytes(path: string): number {
+  const stats = statSync(path, { throwIfNoEntry: false });
+  if (stats === undefined) throw new KataError('NOT_FOUND', `${path} does not exist`, { phase: 'disk' });
+  if (!stats.isFile()) throw new KataError('INVALID_ARGUMENT', `${path} is not a regular file`, { phase: 'disk' });
+  return stats.size;
 }
 
 /** Makes a file of `sizeBytes` that occupies nothing yet. ALREADY_EXISTS rather than touching one. */

@@ -7,3 +7,4 @@ export * from './keeper-types.ts';
 export * from './kvm-probe.ts';
 export * from './process-identity.ts';
 export * from './run.ts';
+export * from './tsc.ts';

@@ -17,11 +17,20 @@ export async function writeJsonFile(
   value: { readonly version: number },
   { durable = false, mode = 0o600 }: JsonFileOptions = {},
 ): Promise<void> {
+  await writeFileAtomic(path, `${JSON.stringify(value, null, 2)}\n`, { durable, mode });
+}
+
+/** Replaces a file in one step. */
+export async function writeFileAtomic(
+  path: string,
+  text: string,
+  { durable = false, mode = 0o600 }: JsonFileOptions = {},
+): Promise<void> {
   const temporary = `${path}.${randomBytes(6).toString('hex')}.tmp`;
   try {
     const file = await open(temporary, 'wx', mode);
     try {
-      await file.writeFile(`${JSON.stringify(value, null, 2)}\n`);
+      await file.writeFile(text);
       if (durable) await file.datasync();
     } finally {
       await file.close();

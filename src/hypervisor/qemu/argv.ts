@@ -1,0 +1,181 @@
+import type { BlockDevice, Device, FsDevice, LayersDevice, MachineSpec } from '../../model/index.ts';
+import {
+  BRIDGE_ID,
+  coldSlot,
+  fsSocket,
+  layersDescriptor,
+  monitorSocket,
+  SLOT_BRIDGE,
+  SLOT_RNG,
+  SLOT_VSOCK,
+  vhostVsockSocket,
+} from './layout.ts';
+
+/** Number under which the VMM inherits the guest's memory file. */
+export const MEMORY_FD = 10;
+
+/**
+ * QEMU's command line for a validated spec. Machine options leave out what a container's guest never uses: each device left
+ * out saves its probe at boot.
+ */
+export function qemuArgv(spec: MachineSpec): string[] {
+  const q35 = spec.machine === 'q35';
+  return [
+    spec.binaries.vmm,
+    ...['-name', `kata-${spec.uid}`],
+    ...['-no-user-config', '-nodefaults', '-display', 'none', '-no-reboot'],
+    ...['-sandbox', 'on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny'],
+    ...['-M', q35 ? Q35 : MICROVM],
+    ...(q35 ? [] : ['-global', 'virtio-mmio.force-legacy=false']),
+    ...['-accel', spec.accel === 'tcg' ? 'tcg,thread=multi' : 'kvm'],
+    ...['-cpu', spec.accel === 'tcg' ? 'max' : 'host'],
+    ...['-smp', smp(spec)],
+    ...['-m', memory(spec)],
+    ...[
+      '-object',
+      `memory-backend-file,id=mem,size=${spec.memoryBytes},mem-path=/proc/self/fd/${MEMORY_FD},share=${spec.memory.share ? 'on' : 'off'}`,
+    ],
+    ...['-kernel', spec.kernel, '-initrd', spec.initrd, '-append', kernelCmdline(spec)],
+    ...['-chardev', `socket,id=qmp,path=${monitorSocket(spec)},server=on,wait=off`, '-mon', 'chardev=qmp,mode=control'],
+    ...(spec.consoleSocket === undefined
+      ? ['-serial', 'none']
+      : ['-chardev', `socket,id=console,path=${spec.consoleSocket}`, '-serial', 'chardev:console']),
+    ...(q35 ? ['-device', `pci-bridge,id=${BRIDGE_ID},bus=pcie.0,addr=${SLOT_BRIDGE},chassis_nr=1,shpc=off`] : []),
+    ...vsock(spec),
+    ...[
+      '-object',
+      'rng-random,id=rng,filename=/dev/urandom',
+      '-device',
+      on(spec, 'virtio-rng', 'rng=rng,id=rng0', SLOT_RNG),
+    ],
+    ...spec.devices.flatMap((device, index) => coldDevice(spec, device, index)),
+  ];
+}
+
+const Q35 =
+  'q35,smm=off,hpet=off,sata=off,usb=off,i8042=off,smbus=off,vmport=off,graphics=off,acpi=on,memory-backend=mem';
+const MICROVM = 'microvm,acpi=on,rtc=on,memory-backend=mem';
+
+function smp({ vcpus, maxVcpus }: MachineSpec): string {
+  return vcpus === maxVcpus ? `${vcpus}` : `${vcpus},maxcpus=${maxVcpus},sockets=1,cores=${maxVcpus},threads=1`;
+}
+
+function memory({ memoryBytes, maxMemoryBytes, machine }: MachineSpec): string {
+  const size = `${memoryBytes / 2 ** 20}M`;
+  return maxMemoryBytes === memoryBytes || machine === 'microvm'
+    ? size
+    : `${size},slots=16,maxmem=${maxMemoryBytes / 2 ** 20}M`;
+}
+
+/**
+ * - `panic=-1` with -no-reboot: a panic ends the VMM at once.
+ * - `cryptomgr.notests=1`: the self-tests of ciphers take a quarter of a second of an emulated boot.
+ * - `noreplace-smp`: with one processor the kernel would patch out all lock prefixes, one by one.
+ * - `no_timer_check`: the emulated timer works; the check waits ten ticks.
+ */
+export function kernelCmdline(spec: MachineSpec): string {
+  return [
+    'quiet',
+    'panic=-1',
+    'cryptomgr.notests=1',
+    ...(spec.machine === 'q35' ? ['no_timer_check'] : []),
+    ...(spec.machine === 'microvm' && spec.accel === 'tcg' ? [`tsc_early_khz=${spec.tscKhz}`] : []),
+    ...(spec.maxVcpus === 1 ? ['noreplace-smp'] : []),
+    ...(spec.consoleSocket === undefined ? [] : ['console=ttyS0']),
+    ...spec.cmdline,
+  ].join(' ');
+}
+
+/** `-device` text of a virtio device: at its slot on the root bus of q35, on the next free transport of microvm. */
+function on(spec: MachineSpec, model: string, properties: string, slot: number): string {
+  return spec.machine === 'q35'
+    ? `${model}-pci,${properties},bus=pcie.0,addr=0x${slot.toString(16)}`
+    : `${model}-device,${properties}`;
+}
+
+function vsock(spec: MachineSpec): string[] {
+  if (spec.vsock.mode === 'kernel')
+    return ['-device', on(spec, 'vhost-vsock', `guest-cid=${spec.vsock.guestCid},id=vsock0`, SLOT_VSOCK)];
+  return [
+    ...['-chardev', `socket,id=vsock,path=${vhostVsockSocket(spec.vsock.directory)}`],
+    ...['-device', on(spec, 'vhost-user-vsock', 'chardev=vsock,id=vsock0', SLOT_VSOCK)],
+  ];
+}
+
+function coldDevice(spec: MachineSpec, device: Device, index: number): string[] {
+  const slot = coldSlot(index);
+  if (device.kind === 'fs')
+    return [
+      ...['-chardev', `socket,id=${chardevId(device)},path=${fsSocket(spec, device.id)}`],
+      ...[
+        '-device',
+        on(
+          spec,
+          'vhost-user-fs',
+          `chardev=${chardevId(device)},tag=${device.tag},queue-size=1024,id=${device.id}`,
+          slot,
+        ),
+      ],
+    ];
+  const serial = device.serial === undefined ? '' : `,serial=${device.serial}`;
+  return [
+    ...['-blockdev', JSON.stringify(blockNode(spec, device))],
+    ...['-device', on(spec, 'virtio-blk', `drive=${nodeName(device)},id=${device.id}${serial}`, slot)],
+  ];
+}
+
+export const chardevId = (device: FsDevice): string => `c-${device.id}`;
+/** A block node's name is at most 31 bytes, as long as a device's id may be; QEMU keeps the two apart. */
+export const nodeName = (device: BlockDevice | LayersDevice): string => device.id;
+
+/** The `-blockdev` of a disk; also the arguments of `blockdev-add`. */
+export function blockNode(spec: MachineSpec, device: BlockDevice | LayersDevice): Record<string, unknown> {
+  const readOnly = device.kind === 'layers' || device.readOnly;
+  const several = device.kind === 'layers' && device.paths.length > 1;
+  const single = device.kind === 'layers' ? (device.paths[0] as string) : device.path;
+  return {
+    driver: several ? 'vmdk' : 'raw',
+    'node-name': nodeName(device),
+    'read-only': readOnly,
+    ...(readOnly ? {} : { discard: 'unmap' }),
+    file: {
+      driver: 'file',
+      filename: several ? layersDescriptor(spec, device.id) : single,
+      'read-only': readOnly,
+      ...(readOnly ? {} : { discard: 'unmap' }),
+    },
+  };
+}
+
+/** Arguments of `device_add` for a device behind the bridge. */
+export function hotDevice(device: Device, slot: number): Record<string, unknown> {
+  const place = { id: device.id, bus: BRIDGE_ID, addr: `0x${slot.toString(16)}` };
+  if (device.kind === 'fs')
+    return { driver: 'vhost-user-fs-pci', chardev: chardevId(device), tag: device.tag, 'queue-size': 1024, ...place };
+  const serial = device.serial === undefined ? {} : { serial: device.serial };
+  return { driver: 'virtio-blk-pci', drive: nodeName(device), ...serial, ...place };
+}
+
+/** The process behind hybrid vsock. Its guest has context id 3 as seen by itself; nobody else sees that number. */
+export function vsockDeviceArgv(binary: string, directory: string, socket: string): string[] {
+  return [binary, '--guest-cid', '3', '--socket', vhostVsockSocket(directory), '--uds-path', socket];
+}
+
+/**
+ * The process behind a virtio-fs device. It runs in the keeper's mount namespace and locks itself into the shared directory;
+ * mount points below are announced, because inode numbers of different file systems would collide in the guest.
+ */
+export function virtiofsdArgv(binary: string, spec: MachineSpec, device: FsDevice): string[] {
+  return [
+    binary,
+    `--socket-path=${fsSocket(spec, device.id)}`,
+    `--shared-dir=${device.sharedDir}`,
+    '--sandbox=chroot',
+    `--cache=${device.cache}`,
+    '--announce-submounts',
+    '--xattr',
+    '--inode-file-handles=never',
+    '--rlimit-nofile=0',
+    '--log-level=warn',
+  ];
+}

@@ -1,0 +1,110 @@
+import { KataError } from '../../base/index.ts';
+import type { CallOptions, MachineSpec, MachineType } from '../../model/index.ts';
+import { run } from '../../os/index.ts';
+import type { Capabilities, Hypervisor, Probe } from '../hypervisor.ts';
+import type { Machine, MachineHost, PersistedMachine } from '../machine.ts';
+import { BRIDGE_ID, HOT_SLOT_LAST, monitorSocket } from './layout.ts';
+import { QemuMachine } from './machine.ts';
+import { Monitor } from './monitor.ts';
+import { validateSpec } from './validate.ts';
+
+/** 7.2 is Debian 12's and the oldest that the tests run on. */
+const MIN_VERSION = [7, 2] as const;
+const PROBE_TIMEOUT_MS = 10_000;
+const ADOPT_TIMEOUT_MS = 5_000;
+
+const CAPABILITIES: Readonly<Record<MachineType, Capabilities>> = {
+  q35: {
+    hotplug: ['block', 'layers', 'fs'],
+    coldplug: ['block', 'layers', 'fs'],
+    vsock: ['hybrid', 'kernel'],
+    hotplugSlots: HOT_SLOT_LAST,
+  },
+  microvm: { hotplug: [], coldplug: ['block', 'layers', 'fs'], vsock: ['hybrid', 'kernel'], hotplugSlots: 0 },
+};
+
+/** QEMU 7.2 and later on x86-64: machine types q35 and microvm. */
+export const qemu: Hypervisor = {
+  name: 'qemu',
+
+  capabilities: (machine: MachineType): Capabilities => CAPABILITIES[machine],
+
+  async probe(vmm: string, options: CallOptions = {}): Promise<Probe> {
+    const bounds = { timeoutMs: PROBE_TIMEOUT_MS, ...options };
+    try {
+      const [version, machines] = await Promise.all([
+        run([vmm, '--version'], 'probe', bounds),
+        run([vmm, '-machine', 'help'], 'probe', bounds),
+      ]);
+      return readProbe(version.stdout, machines.stdout);
+    } catch (error) {
+      if (options.signal?.aborted) throw error;
+      return {
+        usable: false,
+        reason: KataError.from(error).message,
+        hint: `install qemu-system-x86, or repair ${vmm}`,
+      };
+    }
+  },
+
+  create(spec: MachineSpec, host: MachineHost): Machine {
+    validateSpec(spec);
+    return new QemuMachine(structuredClone(spec), host);
+  },
+
+  async adopt(persisted: PersistedMachine, host: MachineHost, options: CallOptions = {}): Promise<Machine> {
+    if (persisted.driver !== 'qemu' || persisted.version !== 1)
+      throw new KataError('STATE_CORRUPT', `a machine of driver ${persisted.driver}, version ${persisted.version}`, {
+        phase: 'adopt',
+      });
+    const { spec } = persisted;
+    validateSpec(spec);
+    const bounds = { timeoutMs: ADOPT_TIMEOUT_MS, ...options };
+    const monitor = new Monitor(monitorSocket(spec));
+    await monitor.connect(bounds);
+    if (spec.machine !== 'q35')
+      return new QemuMachine(spec, host, { monitor, plugged: [], lostSlots: new Set<number>() });
+    const present = behindBridge(await monitor.execute('query-pci', {}, bounds));
+    const plugged = persisted.plugged.filter(({ device, slot }) => present.get(slot) === device.id);
+    const known = new Set(plugged.map(({ slot }) => slot));
+    const lostSlots = new Set([...present.keys()].filter((slot) => !known.has(slot)));
+    return new QemuMachine(spec, host, { monitor, plugged, lostSlots });
+  },
+};
+
+/** Reads `--version` and `-machine help`. */
+export function readProbe(versionText: string, machinesText: string): Probe {
+  const found = /version (\d+)\.(\d+)(?:\.(\d+))?/.exec(versionText);
+  if (found === null)
+    return { usable: false, reason: 'the program does not say which QEMU it is', hint: 'install qemu-system-x86' };
+  const [major, minor] = [Number(found[1]), Number(found[2])];
+  const version = found
+    .slice(1)
+    .filter((part) => part !== undefined)
+    .join('.');
+  if (major < MIN_VERSION[0] || (major === MIN_VERSION[0] && minor < MIN_VERSION[1]))
+    return {
+      usable: false,
+      reason: `QEMU ${version} is too old`,
+      hint: `install QEMU ${MIN_VERSION.join('.')} or later`,
+    };
+  const names = machinesText.split('\n').map((line) => line.split(' ')[0]);
+  const machines = (['q35', 'microvm'] as const).filter((name) => names.includes(name));
+  if (!machines.includes('q35'))
+    return { usable: false, reason: `QEMU ${version} has no machine type q35`, hint: 'install qemu-system-x86' };
+  return { usable: true, version, machines };
+}
+
+/** Slot and id of each device behind the hot-plug bridge, from the answer of `query-pci`. */
+export function behindBridge(answer: unknown): Map<number, string> {
+  const found = new Map<number, string>();
+  const bridge = list(answer)
+    .flatMap((bus) => list(bus.devices))
+    .find((device) => device.qdev_id === BRIDGE_ID);
+  const inside = (bridge?.pci_bridge as { devices?: unknown } | undefined)?.devices;
+  for (const device of list(inside))
+    if (typeof device.slot === 'number') found.set(device.slot, String(device.qdev_id));
+  return found;
+}
+
+const list = (value: unknown): Record<string, unknown>[] => (Array.isArray(value) ? value : []);

@@ -1,0 +1,48 @@
+import { accessSync, existsSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { sourceFiles, sourcesSignature } from './sources.ts';
+
+/**
+ * base: everything to run a container. vsock: the device process for hosts whose kernel has no vhost-vsock. virtiofsd: for
+ * containers that share a directory with the host.
+ */
+export type Piece = 'base' | 'vsock' | 'virtiofsd';
+export const PIECES: readonly Piece[] = ['base', 'vsock', 'virtiofsd'];
+
+export const TOOLS_OF: Readonly<Record<Piece, readonly string[]>> = {
+  base: ['qemu-system-x86_64', 'mkfs.ext4', 'kata-keeper', 'kata-agent', 'busybox'],
+  vsock: ['vhost-device-vsock'],
+  virtiofsd: ['virtiofsd'],
+};
+
+export const KERNEL_VSOCK = '/dev/vhost-vsock';
+export const stampFile = (assets: string): string => join(assets, 'setup.json');
+
+/** What base is built from. */
+export const baseSources = (home: string) => [
+  ...sourceFiles(join(home, 'native')),
+  { name: '../guest/image.json', path: join(home, 'guest', 'image.json') },
+];
+
+/**
+ * Whether the pieces are there, by a few reads and a stat per source file: about a millisecond. It trusts the record; false
+ * only means that a closer look is needed.
+ */
+export function isReady(home: string, assets: string, pieces: readonly Piece[]): boolean {
+  try {
+    const { tools } = JSON.parse(readFileSync(join(assets, 'tools.json'), 'utf8')) as {
+      tools: Record<string, { path: string }>;
+    };
+    for (const piece of pieces) {
+      if (piece === 'vsock' && existsSync(KERNEL_VSOCK)) continue;
+      for (const name of TOOLS_OF[piece]) accessSync(tools[name]?.path ?? '');
+    }
+    if (!pieces.includes('base')) return true;
+    const current = readFileSync(join(assets, 'guest', 'current'), 'utf8').trim();
+    accessSync(join(assets, 'guest', current, 'manifest.json'));
+    const { signature } = JSON.parse(readFileSync(stampFile(assets), 'utf8')) as { signature: unknown };
+    return signature === sourcesSignature(baseSources(home));
+  } catch {
+    return false;
+  }
+}

@@ -72,7 +72,6 @@ async function startEngine(context: Context): Promise<void> {
       cwd: '/',
       env: engineEnvironment(context.env, locations),
       stdio: 'ignore',
-      detached: true,
     });
     child.unref();
     await Promise.race([listening.wait(), failure(child, locations)]);

@@ -1,0 +1,187 @@
+import type { ContainerDetails, ImageSummary, Volume } from '../api/index.ts';
+import type { Value } from './template.ts';
+
+const ZERO_TIME = '0001-01-01T00:00:00Z';
+type Struct = Record<string, Value>;
+
+const strings = (values: readonly string[]): Value => [...values];
+const map = (record: Readonly<Record<string, string>>): Value => new Map(Object.entries(record));
+
+/**
+ * A container under the paths that docker's inspect has, so that scripts find them (`.State.ExitCode`,
+ * `.HostConfig.Memory`, …). What docker has no word for is under `Kata`. `.State.Pid` is the virtual machine's process.
+ */
+export function containerInspect(details: ContainerDetails): Struct {
+  const [path = '', ...args] = details.process.args;
+  return {
+    Id: details.id,
+    Created: details.createdAt,
+    Path: path,
+    Args: args,
+    State: state(details),
+    Image: details.imageId,
+    ResolvConfPath: '',
+    HostnamePath: '',
+    HostsPath: '',
+    LogPath: details.log.path,
+    Name: `/${details.name}`,
+    RestartCount: details.restartCount,
+    Driver: details.rootfs.driver,
+    Platform: 'linux',
+    MountLabel: '',
+    ProcessLabel: '',
+    AppArmorProfile: '',
+    ExecIDs: null,
+    HostConfig: hostConfig(details),
+    GraphDriver: { Name: details.rootfs.driver, Data: new Map<string, Value>() },
+    SizeRw: details.rootfs.allocatedBytes ?? 0,
+    Mounts: details.mounts.map((mount) => ({
+      Type: mount.type,
+      Name: mount.name ?? '',
+      Source: mount.source,
+      Destination: mount.target,
+      Driver: mount.type === 'volume' ? 'local' : '',
+      Mode: mount.readOnly ? 'ro' : '',
+      RW: !mount.readOnly,
+      Propagation: mount.type === 'bind' ? 'rprivate' : '',
+    })),
+    Config: config(details),
+    NetworkSettings: {
+      Bridge: '',
+      SandboxID: details.sandboxUid ?? '',
+      Ports: new Map<string, Value>(),
+      Gateway: '',
+      IPAddress: '',
+      IPPrefixLen: 0,
+      MacAddress: '',
+      Networks: new Map<string, Value>(),
+    },
+    Kata: kata(details),
+  };
+}
+
+function state(details: ContainerDetails): Struct {
+  const { status, exit } = details;
+  const running = status === 'running' || status === 'paused' || status === 'stopping';
+  return {
+    Status: status,
+    Running: running,
+    Paused: status === 'paused',
+    Restarting: false,
+    OOMKilled: exit?.oomKilled ?? false,
+    Dead: false,
+    Pid: running ? (details.sandbox?.vmmPid ?? 0) : 0,
+    ExitCode: exit?.code ?? 0,
+    Error: details.error ?? '',
+    StartedAt: details.startedAt ?? ZERO_TIME,
+    FinishedAt: details.finishedAt ?? ZERO_TIME,
+  };
+}
+
+function hostConfig({ config, mounts, rootfs }: ContainerDetails): Struct {
+  const binds = mounts.filter((mount) => mount.type === 'bind' || mount.type === 'volume');
+  return {
+    Binds: binds.map((mount) => `${mount.name ?? mount.source}:${mount.target}${mount.readOnly ? ':ro' : ''}`),
+    NetworkMode: 'none',
+    PortBindings: new Map<string, Value>(),
+    RestartPolicy: { Name: 'no', MaximumRetryCount: 0 },
+    AutoRemove: config.autoRemove,
+    VolumesFrom: null,
+    CapAdd: strings(config.capAdd),
+    CapDrop: strings(config.capDrop),
+    Privileged: false,
+    ReadonlyRootfs: config.readOnly,
+    SecurityOpt: strings(config.securityOpt),
+    Tmpfs: new Map(config.tmpfs.map((tmpfs): [string, Value] => [tmpfs.target, tmpfs.options.join(',')])),
+    Ulimits: config.ulimits.map((ulimit) => ({ Name: ulimit.name, Soft: ulimit.soft, Hard: ulimit.hard })),
+    Init: config.init,
+    Memory: config.memoryBytes ?? 0,
+    NanoCpus: Math.round((config.cpus ?? 0) * 1e9),
+    PidsLimit: config.pidsLimit ?? 0,
+    Runtime: 'kata-ts',
+    StorageOpt: new Map<string, Value>(rootfs.sizeBytes === undefined ? [] : [['size', String(rootfs.sizeBytes)]]),
+    Isolation: 'vm',
+  };
+}
+
+function config({ config, process, image, id, labels }: ContainerDetails): Struct {
+  return {
+    Hostname: config.hostname ?? id.slice(0, 12),
+    Domainname: '',
+    User: process.user,
+    AttachStdin: config.stdinOnce,
+    AttachStdout: true,
+    AttachStderr: true,
+    Tty: config.tty,
+    OpenStdin: config.stdin,
+    StdinOnce: config.stdinOnce,
+    Env: strings(process.env),
+    Cmd: config.args === undefined ? null : strings(config.args),
+    Image: image,
+    Volumes: null,
+    WorkingDir: process.cwd,
+    Entrypoint: config.entrypoint === undefined ? null : strings(config.entrypoint),
+    Labels: map(labels),
+    StopSignal: config.stopSignal ?? '',
+    StopTimeout: config.stopTimeoutSeconds ?? null,
+  };
+}
+
+function kata(details: ContainerDetails): Struct {
+  const { sandbox, exit } = details;
+  return {
+    Accel: sandbox?.accel ?? details.config.accel,
+    Machine: sandbox?.machine ?? details.config.machine,
+    ExitCause: exit?.cause ?? '',
+    ExitEvidence: exit?.evidence ?? '',
+    DroppedLogLines: details.log.droppedLines,
+    Startup: (details.startup ?? []).map((timing) => ({
+      Phase: timing.phase,
+      StartMs: timing.startMs,
+      DurationMs: timing.durationMs,
+    })),
+    Sandbox:
+      sandbox === undefined
+        ? null
+        : {
+            Uid: sandbox.uid,
+            Containers: strings(sandbox.containers),
+            Vcpus: sandbox.vcpus,
+            Memory: sandbox.memoryBytes,
+            VmmPid: sandbox.vmmPid,
+            KeeperPid: sandbox.keeperPid,
+            Helpers: sandbox.helpers.map((helper) => ({ Name: helper.name, Pid: helper.pid })),
+            GuestImage: sandbox.guestImage,
+            RunDir: sandbox.runDir,
+            ConsoleLog: sandbox.consoleLog,
+          },
+  };
+}
+
+const withPrefix = (id: string): string => (id.startsWith('sha256:') ? id : `sha256:${id}`);
+
+export function imageInspect(image: ImageSummary): Struct {
+  return {
+    Id: withPrefix(image.id),
+    RepoTags: strings(image.tags),
+    RepoDigests: [],
+    Created: image.createdAt ?? ZERO_TIME,
+    Architecture: image.architecture,
+    Os: 'linux',
+    Size: image.sizeBytes,
+    RootFS: { Type: 'layers', Layers: strings(image.layers) },
+  };
+}
+
+export function volumeInspect(volume: Volume): Struct {
+  return {
+    CreatedAt: volume.createdAt,
+    Driver: 'local',
+    Labels: map(volume.labels),
+    Mountpoint: volume.path,
+    Name: volume.name,
+    Options: new Map<string, Value>(),
+    Scope: 'local',
+    Anonymous: volume.anonymous,
+  };
+}

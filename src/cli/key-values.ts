@@ -1,0 +1,59 @@
+import { readFileSync, statSync } from 'node:fs';
+import { KataError } from '../base/index.ts';
+
+const MAX_FILE_BYTES = 16 * 2 ** 20;
+
+/**
+ * Environment in docker's order: files first, then flags. "NAME" without a value takes the caller's; a NAME that the caller
+ * does not have is left out.
+ */
+export function readEnvironment(
+  files: readonly string[],
+  flags: readonly string[],
+  caller: NodeJS.ProcessEnv,
+): string[] {
+  const lines = [...files.flatMap((file) => readLines(file, 'environment')), ...flags];
+  return lines.flatMap((line) => {
+    if (line === '' || line.startsWith('=')) throw bad(`invalid environment variable: ${line}`);
+    if (line.includes('=')) return [line];
+    const value = caller[line];
+    return value === undefined ? [] : [`${line}=${value}`];
+  });
+}
+
+/** Labels of files, then of flags; "KEY" alone has the value "". */
+export function readLabels(files: readonly string[], flags: readonly string[]): Record<string, string> {
+  const labels: [string, string][] = [...files.flatMap((file) => readLines(file, 'label')), ...flags].map((line) => {
+    const equals = line.indexOf('=');
+    if (line === '' || equals === 0) throw bad(`invalid label: ${JSON.stringify(line)}`);
+    return equals < 0 ? [line, ''] : [line.slice(0, equals), line.slice(equals + 1)];
+  });
+  // fromEntries defines own properties: a label "__proto__" stays a label.
+  return Object.fromEntries(labels);
+}
+
+/** Lines of docker's env files: `#` at the start of a line comments it out, leading blanks go, the value is taken as it is. */
+function readLines(file: string, what: string): string[] {
+  let bytes: Buffer;
+  try {
+    if (statSync(file).size > MAX_FILE_BYTES) throw bad(`${what} file ${file} is over ${MAX_FILE_BYTES} bytes`);
+    bytes = readFileSync(file);
+  } catch (cause) {
+    if (cause instanceof KataError) throw cause;
+    throw new KataError('INVALID_ARGUMENT', `cannot read ${what} file: ${(cause as Error).message}`, { cause });
+  }
+  const text = bytes.toString('utf8');
+  if (!Buffer.from(text).equals(bytes)) throw bad(`${what} file ${file} is not UTF-8`);
+  const lines: string[] = [];
+  for (const raw of text.replace(/^\uFEFF/, '').split(/\r?\n/)) {
+    const line = raw.trimStart();
+    if (line === '' || line.startsWith('#')) continue;
+    const name = line.split('=', 1)[0] ?? '';
+    if (name === '') throw bad(`no variable name on line '${line}' of ${file}`);
+    if (/\s/.test(name)) throw bad(`variable '${name}' of ${file} contains white space`);
+    lines.push(line);
+  }
+  return lines;
+}
+
+const bad = (message: string): KataError => new KataError('INVALID_ARGUMENT', message);

@@ -1,0 +1,99 @@
+import type { RefusedFlag } from './command.ts';
+
+const none = (reason: string, names: string, hint?: string): Record<string, RefusedFlag> => {
+  const table: Record<string, RefusedFlag> = {};
+  for (const written of names.split(' ')) {
+    const [long = '', short] = written.split('/');
+    table[long] = { reason, ...(short === undefined ? {} : { short }), ...(hint === undefined ? {} : { hint }) };
+  }
+  return table;
+};
+
+/**
+ * Flags of `docker run` and `docker create` (28.2) that are refused by name. Each changes what the container may do or
+ * what it is limited to: ignoring one would be a promise broken in silence.
+ */
+export const REFUSED_RUN_FLAGS: Readonly<Record<string, RefusedFlag>> = {
+  ...none(
+    'containers have no network',
+    'publish/p publish-all/P expose network-alias ip ip6 mac-address link link-local-ip add-host dns dns-option dns-search domainname',
+    'exchange data through a volume (-v) or standard input and output',
+  ),
+  ...none(
+    'a container never gets rights over its virtual machine',
+    'privileged',
+    'add the capabilities it needs with --cap-add',
+  ),
+  ...none(
+    'devices of the host are not passed into a virtual machine',
+    'device device-cgroup-rule gpus device-read-bps device-read-iops device-write-bps device-write-iops blkio-weight blkio-weight-device',
+  ),
+  ...none(
+    'health checks are not run',
+    'health-cmd health-interval health-retries health-start-interval health-start-period health-timeout',
+    'check from outside with `kata exec`',
+  ),
+  ...none('each virtual machine has its own kernel and namespaces', 'ipc pid uts userns cgroupns cgroup-parent', 'join another sandbox with --sandbox'),
+  ...none(
+    'the virtual machine is given whole vCPUs and memory',
+    'cpu-period cpu-quota cpu-rt-period cpu-rt-runtime cpu-shares/c cpuset-cpus cpuset-mems',
+    'use --cpus',
+  ),
+  ...none(
+    'the virtual machine has a fixed memory size and no swap',
+    'memory-reservation memory-swap memory-swappiness kernel-memory oom-kill-disable oom-score-adj shm-size',
+    'use --memory',
+  ),
+  ...none('sysctls of the guest cannot be set', 'sysctl'),
+  ...none('supplementary groups come from the image', 'group-add', 'name user and group with --user UID:GID'),
+  ...none('output goes to the log files that `kata logs` reads', 'log-driver log-opt'),
+  ...none('volumes live on this host and are local', 'volume-driver'),
+  ...none('mounts are named one by one', 'volumes-from', 'repeat -v'),
+  ...none('the writable layer has one option, its size', 'storage-opt', 'use --disk-size'),
+  ...none('there is one runtime', 'runtime isolation'),
+  ...none('there is no other runtime to pass them to', 'annotation', 'use --label'),
+  ...none('image signatures are not checked', 'disable-content-trust'),
+  ...none('there is no Docker API socket', 'use-api-socket'),
+  ...none('it is a flag for Windows', 'cpu-count cpu-percent io-maxbandwidth io-maxiops'),
+};
+
+/** Values of flags that are accepted because they ask for what always holds; any other value is refused. */
+export const FIXED_FLAGS: Readonly<Record<string, { allowed: readonly string[]; reason: string; hint: string }>> = {
+  network: {
+    allowed: ['none'],
+    reason: 'containers have no network',
+    hint: 'leave it out or write --network none',
+  },
+  pull: {
+    allowed: ['never'],
+    reason: 'images are not pulled from registries',
+    hint: 'load the image first: kata load -i IMAGE.tar',
+  },
+  restart: {
+    allowed: ['no'],
+    reason: 'a stopped container is not started again by itself',
+    hint: 'use a service manager around `kata run`',
+  },
+};
+
+export const REFUSED_START_FLAGS = none('containers are not checkpointed', 'checkpoint checkpoint-dir');
+export const REFUSED_RM_FLAGS = none('containers have no network, so there are no links', 'link/l');
+export const REFUSED_RMI_FLAGS = {
+  ...none('images have no parents here: layers that nobody uses are always deleted', 'no-prune'),
+  ...none('an image has one platform', 'platform'),
+};
+export const REFUSED_PLATFORM = none("an image has one platform: this host's", 'platform');
+export const REFUSED_IMAGES_FLAGS = none('an image has one platform', 'tree');
+export const REFUSED_UPDATE_FLAGS = {
+  ...none(
+    'the virtual machine is given whole vCPUs and memory',
+    'cpu-period cpu-quota cpu-rt-period cpu-rt-runtime cpu-shares/c cpuset-cpus cpuset-mems blkio-weight',
+    'use --cpus',
+  ),
+  ...none(
+    'the virtual machine has no swap',
+    'memory-reservation memory-swap kernel-memory',
+    'use --memory',
+  ),
+  ...none('a stopped container is not started again by itself', 'restart'),
+};

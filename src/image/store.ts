@@ -1,3 +1,15 @@
+import { mkdir, readFile, rm } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
+import { KataError, Mutex } from '../base/index.ts';
+import { canonicalName, familiarName, isDigest, parseReference } from '../oci/index.ts';
+import { planImages } from './archive/select.ts';
+import { type ImageSource, openSource } from './archive/source.ts';
+import { busyboxSource } from './busybox.ts';
+import { ContentStore, sizeOf } from './content.ts';
+import { installImage } from './install.ts';
+import { saveImages } from './save.ts';
+import { Config, parseJson } from './schemas.ts';
+import { type ImageRecord, type LayerRecord, readState, type State, writeState } from './state.ts';
 import type {
   ImageDetails,
   ImageInfo,
@@ -9,16 +21,287 @@ import type {
   ResolvedImage,
 } from './types.ts';
 
-/** Signatures first; bodies follow. */
-export declare class ImageStore {
-  /** @param dir `<root>/images`; made when missing. Sweeps what an interrupted load left. */
-  static open(dir: string, options?: ImageStoreOptions): Promise<ImageStore>;
-  load(path: string, options?: LoadOptions): Promise<LoadResult>;
-  save(refs: readonly string[], path: string): Promise<void>;
-  addBusybox(binaryPath: string): Promise<LoadResult>;
-  tag(ref: string, name: string): Promise<void>;
-  list(): Promise<ImageInfo[]>;
-  inspect(ref: string): Promise<ImageDetails>;
-  resolve(ref: string): Promise<ResolvedImage>;
-  remove(ref: string, options?: RemoveOptions): Promise<RemoveResult>;
+/**
+ * The local images under one directory. One store object per directory at a time (the engine's lock sees to it); its methods
+ * may run concurrently. Whatever ends the process, the directory is whole: content appears by rename, images.json last.
+ */
+export class ImageStore {
+  readonly #dir: string;
+  readonly #content: ContentStore;
+  readonly #usedBy: NonNullable<ImageStoreOptions['usedBy']>;
+  /** Guards the state, and the moment in which files are collected. */
+  readonly #mutex = new Mutex();
+  #state: State;
+
+  private constructor(dir: string, content: ContentStore, state: State, options: ImageStoreOptions) {
+    this.#dir = dir;
+    this.#content = content;
+    this.#state = state;
+    this.#usedBy = options.usedBy ?? (() => []);
+  }
+
+  /**
+   * @param directory `<root>/images`; made when missing. Removes what an interrupted load left.
+   * Throws STATE_CORRUPT when images.json cannot be read; nothing is removed then.
+   */
+  static async open(directory: string, options: ImageStoreOptions = {}): Promise<ImageStore> {
+    const dir = resolve(directory);
+    await mkdir(dir, { recursive: true, mode: 0o700 });
+    const state = await readState(join(dir, 'images.json'));
+    const content = new ContentStore(dir);
+    await content.prepare();
+    const store = new ImageStore(dir, content, state, options);
+    await store.#collect();
+    return store;
+  }
+
+  /**
+   * Loads an OCI layout (directory), or an archive of one or of `docker save`, plain, gzip or zstd: all its images for
+   * linux/amd64, or nothing. An existing name moves to the loaded image.
+   * Throws NOT_FOUND, IMAGE_INVALID, IMAGE_DIGEST_MISMATCH, IMAGE_PLATFORM, INVALID_ARGUMENT (the tag), DISK_FULL.
+   */
+  load(path: string, options: LoadOptions = {}): Promise<LoadResult> {
+    const name = options.tag === undefined ? undefined : taggedName(options.tag);
+    return this.#loadFrom((tmp) => openSource(path, tmp), name);
+  }
+
+  /** Makes busybox:latest from a static busybox binary, without a network; the same binary gives the same image. */
+  addBusybox(binaryPath: string): Promise<LoadResult> {
+    return this.#loadFrom((tmp) => busyboxSource(binaryPath, tmp), undefined);
+  }
+
+  async #loadFrom(open: (tmp: string) => Promise<ImageSource>, name: string | undefined): Promise<LoadResult> {
+    const tmp = await this.#content.temporaryDirectory();
+    const unpins: (() => void)[] = [];
+    const pin = (paths: string[]): Promise<void> =>
+      this.#mutex.run(async () => {
+        unpins.push(this.#content.pin(paths));
+      });
+    try {
+      const source = await open(tmp);
+      const { images, skipped } = await planImages(source);
+      if (name !== undefined && images.length !== 1)
+        throw new KataError('INVALID_ARGUMENT', `a tag names one image, and the archive holds ${images.length}`, {
+          phase: 'image',
+          hint: 'load without a tag, then use `kata tag`',
+        });
+      const context = { content: this.#content, source, tmp, pin, known: this.#knownLayer };
+      const installed: { id: string; record: ImageRecord; names: string[] }[] = [];
+      for (const image of images) {
+        const [id, record] = await installImage(image, context);
+        installed.push({ id, record, names: name === undefined ? image.names : [name] });
+      }
+      await this.#update((state) => {
+        for (const { id, record, names } of installed) {
+          state.images.set(id, record);
+          for (const tag of names) state.tags.set(tag, id);
+        }
+      });
+      return { images: installed.map(({ id, names }) => ({ id, tags: names.map(shortName) })), skipped };
+    } catch (error) {
+      throw KataError.from(error, 'image');
+    } finally {
+      for (const unpin of unpins) unpin();
+      await rm(tmp, { recursive: true, force: true });
+      await this.#mutex.run(() => this.#collect());
+    }
+  }
+
+  /**
+   * Writes an archive that `docker load` and readers of OCI layouts take. A name brings its tag along, an id brings none.
+   * A regular file at `path` is replaced when all is written.
+   */
+  async save(refs: readonly string[], path: string): Promise<void> {
+    const chosen = new Map<string, Set<string>>();
+    for (const ref of refs) {
+      const id = this.#find(ref);
+      const names = chosen.get(id) ?? new Set();
+      chosen.set(id, names);
+      const name = this.#tagOf(ref);
+      if (name !== undefined) names.add(name);
+    }
+    const images = [...chosen].map(([id, names]) => ({ id, names: [...names], record: this.#record(id) }));
+    const unpin = await this.#mutex.run(async () =>
+      this.#content.pin(images.flatMap(({ id, record }) => this.#filesOf(id, record))),
+    );
+    try {
+      await saveImages(images, path, (digest) => this.#content.blobPath(digest));
+    } catch (error) {
+      throw KataError.from(error, 'image');
+    } finally {
+      unpin();
+      await this.#mutex.run(() => this.#collect());
+    }
+  }
+
+  /** Gives the image one more name; the name leaves the image that had it. */
+  async tag(ref: string, name: string): Promise<void> {
+    const tag = taggedName(name);
+    await this.#update((state) => state.tags.set(tag, this.#find(ref)));
+  }
+
+  /** All images, the newest load last. */
+  list(): ImageInfo[] {
+    return [...this.#state.images].map(([id, record]) => this.#info(id, record));
+  }
+
+  async inspect(ref: string): Promise<ImageDetails> {
+    const id = this.#find(ref);
+    const record = this.#record(id);
+    return { ...this.#info(id, record), manifestDigest: record.manifestDigest, config: await this.#config(id) };
+  }
+
+  /**
+   * What the engine runs. Throws NOT_FOUND; STATE_CORRUPT when a layer's file was altered or lost.
+   * The files stay as long as the image does: the caller must be among `usedBy` before it starts to rely on them.
+   */
+  async resolve(ref: string): Promise<ResolvedImage> {
+    const id = this.#find(ref);
+    const layers = [];
+    for (const { diffId, erofsBytes } of this.#record(id).layers) {
+      const path = this.#content.layerPath(diffId);
+      if ((await sizeOf(path)) !== erofsBytes)
+        throw new KataError('STATE_CORRUPT', `the layer ${path} of ${ref} is missing or cut short`, {
+          phase: 'image',
+          hint: 'load the image again',
+        });
+      layers.push({ diffId, path, sizeBytes: erofsBytes });
+    }
+    return { id, config: await this.#config(id), layers };
+  }
+
+  /**
+   * Removes a name, or with an id the image with its only name; the last name takes the image along, and its content that no
+   * other image has. IMAGE_IN_USE names the containers; with `force` an image in use loses its names and stays.
+   */
+  async remove(ref: string, options: RemoveOptions = {}): Promise<RemoveResult> {
+    return this.#mutex.run(async () => {
+      const id = this.#find(ref);
+      const all = [...this.#state.tags].filter(([, image]) => image === id).map(([tag]) => tag);
+      const named = this.#tagOf(ref);
+      if (named === undefined && all.length > 1 && options.force !== true)
+        throw new KataError('CONFLICT', `image ${ref} has several names: ${all.map(shortName).join(', ')}`, {
+          hint: 'remove the names one by one, or use --force',
+        });
+      const going = named === undefined ? all : [named];
+      const isLast = going.length === all.length;
+      const users = isLast ? await this.#usedBy(id) : [];
+      if (users.length > 0 && options.force !== true)
+        throw new KataError('IMAGE_IN_USE', `image ${ref} is used by ${users.slice(0, 20).join(', ')}`, {
+          hint: 'remove the containers first: kata rm',
+        });
+      const deleted = isLast && users.length === 0;
+      await this.#commit((state) => {
+        for (const tag of going) state.tags.delete(tag);
+        if (deleted) state.images.delete(id);
+      });
+      if (deleted) await this.#collect();
+      return { untagged: going.map(shortName), ...(deleted ? { deleted: id } : {}) };
+    });
+  }
+
+  /** The id of what a person wrote: a name, an id, a manifest's digest, or the beginning of an id. */
+  #find(ref: string): string {
+    const tagged = this.#tagOf(ref);
+    if (tagged !== undefined) return this.#state.tags.get(tagged) as string;
+    const digest = ref.slice(ref.lastIndexOf('@') + 1);
+    if (isDigest(digest))
+      for (const [id, record] of this.#state.images) if (id === digest || record.manifestDigest === digest) return id;
+    const hex = /^(?:sha256:)?([0-9a-f]{1,64})$/.exec(ref)?.[1];
+    const matches =
+      hex === undefined ? [] : [...this.#state.images.keys()].filter((id) => id.startsWith(`sha256:${hex}`));
+    const [only] = matches;
+    if (only !== undefined && matches.length === 1) return only;
+    if (matches.length > 1)
+      throw new KataError('INVALID_ARGUMENT', `"${ref}" begins the ids of ${matches.length} images`, {
+        phase: 'image',
+        hint: 'write more of the id',
+      });
+    throw new KataError('NOT_FOUND', `no image ${JSON.stringify(ref.slice(0, 300))}`, {
+      phase: 'image',
+      hint: 'see `kata images`; `kata load` brings images in',
+    });
+  }
+
+  /** The canonical name, if `ref` is a name that the store has. */
+  #tagOf(ref: string): string | undefined {
+    if (!/^[\w./:[\]@-]{1,600}$/.test(ref)) return undefined;
+    try {
+      const reference = parseReference(ref);
+      const tag = canonicalName(reference);
+      return reference.digest === undefined && this.#state.tags.has(tag) ? tag : undefined;
+    } catch {
+      return undefined;
+    }
+  }
+
+  #record(id: string): ImageRecord {
+    return this.#state.images.get(id) as ImageRecord;
+  }
+
+  readonly #knownLayer = (diffId: string, digest: string): LayerRecord | undefined => {
+    for (const record of this.#state.images.values())
+      for (const layer of record.layers) if (layer.diffId === diffId && layer.digest === digest) return layer;
+    return undefined;
+  };
+
+  #info(id: string, record: ImageRecord): ImageInfo {
+    const tags = [...this.#state.tags].filter(([, image]) => image === id).map(([tag]) => shortName(tag));
+    return {
+      id,
+      tags: tags.sort(),
+      ...(record.createdAt === undefined ? {} : { createdAt: record.createdAt }),
+      sizeBytes: record.layers.reduce((sum, layer) => sum + layer.erofsBytes, 0),
+      layers: record.layers.map((layer) => layer.diffId),
+      architecture: record.architecture,
+    };
+  }
+
+  async #config(id: string) {
+    const path = this.#content.blobPath(id);
+    try {
+      return parseJson(Config, await readFile(path), `configuration ${id}`);
+    } catch (error) {
+      throw new KataError('STATE_CORRUPT', `${path} cannot be read: ${(error as Error).message}`, {
+        phase: 'image',
+        cause: error,
+        hint: 'load the image again',
+      });
+    }
+  }
+
+  #filesOf(id: string, record: ImageRecord): string[] {
+    const content = this.#content;
+    return [
+      content.blobPath(id),
+      content.blobPath(record.manifestDigest),
+      ...record.layers.flatMap((layer) => [content.blobPath(layer.digest), content.layerPath(layer.diffId)]),
+    ];
+  }
+
+  #update(change: (state: State) => void): Promise<void> {
+    return this.#mutex.run(() => this.#commit(change));
+  }
+
+  /** Under the mutex. The state in memory changes after the one on disk has. */
+  async #commit(change: (state: State) => void): Promise<void> {
+    const next = { images: new Map(this.#state.images), tags: new Map(this.#state.tags) };
+    change(next);
+    await writeState(join(this.#dir, 'images.json'), next);
+    this.#state = next;
+  }
+
+  /** Under the mutex. */
+  async #collect(): Promise<void> {
+    await this.#content.collect(new Set([...this.#state.images].flatMap(([id, record]) => this.#filesOf(id, record))));
+  }
+}
+
+const shortName = (canonical: string): string => familiarName(parseReference(canonical));
+
+function taggedName(text: string): string {
+  const reference = parseReference(text);
+  if (reference.digest !== undefined)
+    throw new KataError('INVALID_ARGUMENT', `"${text.slice(0, 300)}": a tag cannot have a digest`);
+  return canonicalName(reference);
 }

@@ -1,9 +1,7 @@
-/** "sha256:<64 lower-case hex digits>", the only algorithm in use. */
-export type Digest = `sha256:${string}`;
+/** Digests are "sha256:<64 lower-case hex digits>"; no other algorithm is in use. */
+export const isDigest = (text: string): boolean => /^sha256:[0-9a-f]{64}$/.test(text);
 
-export const isDigest = (text: string): text is Digest => /^sha256:[0-9a-f]{64}$/.test(text);
-
-export const digestOf = (hex: string): Digest => `sha256:${hex}`;
+export const digestOf = (hex: string): string => `sha256:${hex}`;
 
 /** The 64 hex digits. */
 export const hexOf = (digest: string): string => digest.slice('sha256:'.length);

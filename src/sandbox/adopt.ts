@@ -36,7 +36,7 @@ export async function adopt(sandbox: Sandbox): Promise<Adoption> {
   if (sandboxUid !== record.uid)
     throw new KataError('STATE_CORRUPT', `the keeper in ${runDir} serves sandbox ${sandboxUid}`);
   if (record.keeper === undefined) sandbox.update({ keeper: { pid, startTimeTicks } });
-  const machineHost = new KeeperMachineHost(links.keeper);
+  const machineHost = new KeeperMachineHost(links.keeper, { adopted: true });
   const state = await links.keeper.state({ timeoutMs: ADOPT_TIMEOUT_MS });
   for (const process of state.spawned) if (!process.running) machineHost.settle(process.name, process.waitStatus);
   sandbox.connect({ ...links, machineHost, machine: undefined });

@@ -1,5 +1,5 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import type { MachineSpec } from '../model/index.ts';
 import type { KeeperConfig } from '../os/index.ts';
 import { GUEST_SHM } from '../storage/index.ts';
@@ -88,7 +88,8 @@ async function launchKeeper(sandbox: Sandbox, signal: AbortSignal): Promise<void
     uid,
     cgroups: cgroup.directories,
     vsock: { mode: 'hybrid', socket: join(runDir, 'vsock', 'v.sock') },
-    engine: services.engine.argv,
+    // The root of each hierarchy: `<root>/kata-ts/<uid>` is the sandbox's group.
+    engine: services.engine.argv(cgroup.directories.map((directory) => dirname(dirname(directory)))),
     engine_env: services.engine.env,
     engine_socket: services.engine.socket,
     ...PORTS,
@@ -103,7 +104,11 @@ async function launchKeeper(sandbox: Sandbox, signal: AbortSignal): Promise<void
   const { pid, startTimeTicks } = links.keeper.identity;
   sandbox.update({ keeper: { pid: pid || launched.pid, startTimeTicks } });
   failpoint('start.keeper-recorded');
-  sandbox.connect({ ...links, machine: undefined, machineHost: new KeeperMachineHost(links.keeper) });
+  sandbox.connect({
+    ...links,
+    machine: undefined,
+    machineHost: new KeeperMachineHost(links.keeper, { adopted: false }),
+  });
 }
 
 function machineSpec(record: SandboxRecord, runDir: string, assets: Assets, plan: ContainerPlan): MachineSpec {

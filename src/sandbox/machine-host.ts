@@ -12,10 +12,13 @@ interface Exit {
 export class KeeperMachineHost implements MachineHost {
   #keeper: Keeper;
   readonly #exits = new Map<string, Exit>();
+  /** Undefined for a machine that was taken over: any process may have been started before. */
+  readonly #spawned: Set<string> | undefined;
   #gone = false;
 
-  constructor(keeper: Keeper) {
+  constructor(keeper: Keeper, options: { adopted: boolean }) {
     this.#keeper = keeper;
+    this.#spawned = options.adopted ? undefined : new Set();
   }
 
   /** The same keeper on a new connection. */
@@ -28,6 +31,8 @@ export class KeeperMachineHost implements MachineHost {
   }
 
   async spawn(process: SpawnOptions, options?: CallOptions): Promise<{ pid: number }> {
+    // An answer that never came does not mean that it did not start.
+    this.#spawned?.add(process.name);
     return await this.#keeper.spawn(process, options);
   }
 
@@ -39,7 +44,9 @@ export class KeeperMachineHost implements MachineHost {
     }
   }
 
+  /** A process that was never started has ended. */
   exited(name: string): Promise<ProcessExit> {
+    if (this.#spawned?.has(name) === false) return Promise.resolve({});
     return this.#exitOf(name).promise;
   }
 

@@ -59,7 +59,7 @@ export function sharedRootfs(input: RootfsInput & { upperDir: string; workDir: s
   };
 }
 
-function checkLayers(layers: readonly string[]): void {
+export function checkLayers(layers: readonly string[]): void {
   if (layers.length === 0)
     throw new KataError('IMAGE_INVALID', 'the image has no layer', { phase: 'image', hint: 'add a file to the image' });
   if (layers.length > MAX_LAYERS)

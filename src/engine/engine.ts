@@ -1,0 +1,202 @@
+import { mkdirSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
+import os from 'node:os';
+import { join } from 'node:path';
+import type { CreateContainer } from '../api/index.ts';
+import { KataError } from '../base/index.ts';
+import type { ImageStore, ResolvedImage } from '../image/index.ts';
+import type { Assets, ProcessEnd, Sandbox, SandboxServices } from '../sandbox/index.ts';
+import { exitOf, failpoint, sandboxOf } from '../sandbox/index.ts';
+import { type AssetWish, findTool } from './assets.ts';
+import type { Container } from './container.ts';
+import { ContainerSet, type CorruptContainer } from './container-set.ts';
+import { createContainer } from './create.ts';
+import { Events } from './events.ts';
+import { planOf } from './plan.ts';
+import { Volumes } from './volumes.ts';
+
+export interface EnginePaths {
+  root: string;
+  run: string;
+  assets: string;
+}
+
+export interface EngineOptions {
+  paths: EnginePaths;
+  services: SandboxServices;
+  images: ImageStore;
+  findAssets(wish: AssetWish): Assets;
+}
+
+/** The containers and sandboxes of one state root, and what happens to them. The verbs are in lifecycle.ts and beside it. */
+export class Engine {
+  readonly paths: EnginePaths;
+  readonly services: SandboxServices;
+  readonly images: ImageStore;
+  readonly containers: ContainerSet;
+  readonly volumes: Volumes;
+  readonly events = new Events();
+  readonly sandboxes = new Map<string, Sandbox>();
+  readonly startedAt = new Date().toISOString();
+  readonly findAssets: EngineOptions['findAssets'];
+
+  constructor(options: EngineOptions) {
+    this.paths = options.paths;
+    this.services = options.services;
+    this.images = options.images;
+    this.findAssets = options.findAssets;
+    mkdirSync(options.services.sandboxesDir, { recursive: true, mode: 0o700 });
+    this.containers = new ContainerSet(join(options.paths.root, 'containers'));
+    this.volumes = new Volumes(join(options.paths.root, 'volumes'), (name) =>
+      this.containers.all.filter((one) => one.record.mounts.some((mount) => mount.name === name)).map((one) => one.id),
+    );
+  }
+
+  log(message: string): void {
+    this.services.log(message);
+  }
+
+  emit(action: string, container: Container, attributes: Record<string, string> = {}): void {
+    const { name, config, labels } = container.record;
+    this.events.emit('container', action, container.id, { ...labels, image: config.image, name, ...attributes });
+  }
+
+  async create(config: CreateContainer, requestId: string | undefined): Promise<Container> {
+    const { container, created } = await createContainer(
+      {
+        containers: this.containers,
+        volumes: this.volumes,
+        resolveImage: (reference) => this.resolveImage(reference),
+        capacity: () => ({ cpus: os.availableParallelism(), memoryBytes: os.totalmem(), freeBytes: os.freemem() }),
+      },
+      config,
+      requestId,
+    );
+    if (created) this.emit('create', container);
+    failpoint('create.answer');
+    return container;
+  }
+
+  /** An image by name or id. The built-in busybox is made when it is asked for and not there. */
+  async resolveImage(reference: string): Promise<ResolvedImage> {
+    try {
+      return await this.images.resolve(reference);
+    } catch (error) {
+      const wantsBusybox = reference === 'busybox' || reference === 'busybox:latest';
+      if (!wantsBusybox || !(error instanceof KataError) || error.code !== 'NOT_FOUND') throw error;
+    }
+    const loaded = await this.images.addBusybox(findTool(this.paths.assets, 'busybox'));
+    for (const image of loaded.images) this.events.emit('image', 'load', image.id, { name: image.tags[0] ?? '' });
+    return this.images.resolve(reference);
+  }
+
+  /** The sandbox of a container that is in one. NOT_RUNNING. */
+  sandboxOf(container: Container): Sandbox {
+    const uid = sandboxOf(container.state);
+    const sandbox = uid === undefined ? undefined : this.sandboxes.get(uid);
+    if (sandbox === undefined)
+      throw new KataError('NOT_RUNNING', `container ${container.record.name} is ${container.state.status}`);
+    return sandbox;
+  }
+
+  /** What a sandbox of this engine tells about itself. */
+  eventsOf(uid: string): {
+    onExit(end: ProcessEnd): Promise<void>;
+    onOom(containerId: string): void;
+    onGone(uid: string): void;
+  } {
+    return {
+      onExit: (end) => this.#onExit(uid, end),
+      onOom: (containerId) => {
+        const container = this.containers.byId(containerId);
+        if (container !== undefined) this.emit('oom', container);
+      },
+      onGone: () => {
+        this.sandboxes.delete(uid);
+      },
+    };
+  }
+
+  async #onExit(uid: string, end: ProcessEnd): Promise<void> {
+    failpoint('exit.received');
+    const container = this.containers.byId(end.containerId);
+    if (container === undefined) return;
+    const exit = {
+      code: end.status,
+      signal: end.signal,
+      oomKilled: end.oomKilled,
+      cause: end.cause,
+      evidence: end.evidence,
+    };
+    if (end.execId !== '') {
+      const sandbox = this.sandboxes.get(uid);
+      const exec = sandbox?.execOf(end.containerId, end.execId);
+      if (sandbox === undefined || exec === undefined || exec.exit !== undefined) return;
+      sandbox.recordExecExit({ ...exec, exit });
+      this.emit('exec_die', container, { execID: end.execId, exitCode: String(exit.code) });
+      return;
+    }
+    await container.mutex.run(async () => {
+      // A start that failed has recorded its own end; a later run is in another sandbox.
+      if (container.isRemoved || sandboxOf(container.state) !== uid) return;
+      container.apply(
+        { event: 'exit', exit, at: new Date(end.atUnixMs).toISOString() },
+        { droppedLines: container.record.droppedLines + end.droppedLines },
+      );
+      this.emit('die', container, { exitCode: String(exit.code) });
+      this.afterExit(container, uid);
+    });
+  }
+
+  /** Cleans up behind a run, in the background: whoever needs the container's files waits for `settled`. */
+  afterExit(container: Container, uid: string): void {
+    const sandbox = this.sandboxes.get(uid);
+    const leave = sandbox?.leave(container.id, planOf(container)) ?? Promise.resolve();
+    const left = leave.catch((error: Error) => this.log(`container ${container.id}: clean-up: ${error.message}`));
+    container.settled = left;
+    if (!container.record.config.autoRemove) return;
+    void left
+      .then(() => this.discard(container, true))
+      .catch((error: Error) => {
+        this.log(`container ${container.id}: auto-removal: ${error.message}`);
+      });
+  }
+
+  /** Removes a container that does not run, with its files and, when asked, its anonymous volumes. Idempotent. */
+  async discard(container: Container, volumes: boolean): Promise<void> {
+    await container.settled;
+    await container.mutex.run(async () => {
+      if (container.isRemoved) return;
+      const exit = exitOf(container.state);
+      container.apply({ event: 'remove', force: false, volumes });
+      failpoint('rm.recorded');
+      this.containers.delete(container.id);
+      await this.#deleteFiles(container.dir);
+      failpoint('rm.files-removed');
+      container.isRemoved = true;
+      if (volumes) await this.#removeAnonymousVolumes(container);
+      this.emit('destroy', container, exit === undefined ? {} : { exitCode: String(exit.code) });
+      container.notify();
+    });
+  }
+
+  async discardCorrupt(corrupt: CorruptContainer): Promise<void> {
+    await this.#deleteFiles(join(this.containers.dir, corrupt.id));
+    this.containers.delete(corrupt.id);
+  }
+
+  /** The record goes last: while a part is left, the next engine knows what to go on with. */
+  async #deleteFiles(dir: string): Promise<void> {
+    for (const name of ['rw.img', 'upper', 'work', 'log']) await rm(join(dir, name), { recursive: true, force: true });
+    await rm(dir, { recursive: true, force: true });
+  }
+
+  async #removeAnonymousVolumes(container: Container): Promise<void> {
+    for (const mount of container.record.mounts) {
+      if (!mount.anonymous || mount.name === undefined) continue;
+      await this.volumes
+        .remove(mount.name, true)
+        .catch((error: Error) => this.log(`volume ${mount.name}: ${error.message}`));
+    }
+  }
+}

@@ -1,0 +1,357 @@
+import { existsSync } from 'node:fs';
+import os from 'node:os';
+import type { ExitInfo } from '../api/index.ts';
+import { KataError, newSandboxUid } from '../base/index.ts';
+import { parseSignal, SIGKILL } from '../oci/index.ts';
+import {
+  type ContainerPlan,
+  failpoint,
+  launch,
+  machineSize,
+  needsSharing,
+  Phases,
+  Sandbox,
+  type StreamWish,
+  sandboxOf,
+} from '../sandbox/index.ts';
+import type { Container } from './container.ts';
+import type { Engine } from './engine.ts';
+import { planOf } from './plan.ts';
+
+const DEFAULT_GRACE_SECONDS = 10;
+/** After SIGKILL; a guest that has not reported the exit by then is ended with its machine. */
+const KILL_WAIT_MS = 10_000;
+const SIGNAL_TIMEOUT_MS = 10_000;
+const MKFS_TIMEOUT_MS = 60_000;
+const SIGCONT = 18;
+
+export interface Stream {
+  token: string;
+  socket: string;
+}
+
+/** Starts a container; every failure leaves it exited with the error, and nothing else of the attempt. */
+export async function start(
+  engine: Engine,
+  container: Container,
+  options: { attach?: StreamWish | undefined; requestId?: string | undefined; resumed: boolean },
+): Promise<Stream | undefined> {
+  await container.settled;
+  const failure = await container.mutex.run(async () => {
+    if (options.resumed && isStartedBy(container, options.requestId)) {
+      const { keeper } = engine.sandboxOf(container).links;
+      const stream =
+        options.attach && (await keeper.openStream({ containerId: container.id, execId: '', ...options.attach }));
+      return { stream };
+    }
+    if (container.isRemoved) throw new KataError('NOT_FOUND', `no such container: ${container.id}`);
+    if (container.isLive) throw new KataError('CONFLICT', `container ${container.record.name} runs already`);
+    const attempt = new Attempt(engine, container);
+    return attempt.run(options);
+  });
+  if (!('error' in failure)) {
+    failpoint('start.answer');
+    return failure.stream;
+  }
+  // Outside of the container's lock: the sandbox's end records exits in its containers.
+  const cleaning = failure.cleanUp();
+  container.settled = cleaning.then(
+    () => {},
+    () => {},
+  );
+  failure.error.undoErrors.push(...(await cleaning.catch((error: unknown) => [error])));
+  if (container.record.config.autoRemove) await engine.discard(container, true);
+  throw failure.error;
+}
+
+const isStartedBy = (container: Container, requestId: string | undefined): boolean =>
+  requestId !== undefined && container.record.startRequestId === requestId && container.state.status === 'running';
+
+interface Failure {
+  error: KataError;
+  cleanUp(): Promise<unknown[]>;
+}
+
+/** One attempt to start a container, under its lock. */
+class Attempt {
+  readonly #engine: Engine;
+  readonly #container: Container;
+  readonly #phases = new Phases();
+  readonly #abort = new AbortController();
+
+  constructor(engine: Engine, container: Container) {
+    this.#engine = engine;
+    this.#container = container;
+  }
+
+  async run(options: {
+    attach?: StreamWish | undefined;
+    requestId?: string | undefined;
+  }): Promise<{ stream: Stream | undefined } | Failure> {
+    const container = this.#container;
+    const { signal } = this.#abort;
+    container.starting = this.#abort;
+    let sandbox: Sandbox | undefined;
+    let joined = false;
+    let plan: ContainerPlan | undefined;
+    try {
+      plan = planOf(container);
+      const host = this.#joins();
+      sandbox = host ?? (await this.#newSandbox(plan));
+      container.apply({ event: 'start', sandboxUid: sandbox.uid }, { startRequestId: options.requestId });
+      failpoint('start.recorded');
+      if (host !== undefined) {
+        await host.join(container.id);
+        joined = true;
+        await this.#makeDisk();
+      } else {
+        sandbox.update({});
+        this.#engine.sandboxes.set(sandbox.uid, sandbox);
+        failpoint('start.sandbox-recorded');
+        await launch(sandbox, {
+          assets: this.#engine.findAssets({ sharing: needsSharing(plan) }),
+          plan,
+          hostname: container.record.hostname,
+          prepareDisk: () => this.#makeDisk(),
+          phases: this.#phases,
+          signal,
+        });
+      }
+      const stream = await sandbox.run(plan, {
+        atBoot: host === undefined,
+        attach: options.attach,
+        phases: this.#phases,
+        signal,
+      });
+      container.apply({ event: 'started', at: new Date().toISOString() }, { startup: this.#phases.timings });
+      failpoint('start.running-recorded');
+      this.#engine.emit('start', container);
+      return { stream };
+    } catch (error) {
+      return this.#failed(KataError.from(error, 'start'), sandbox, joined, plan);
+    } finally {
+      container.starting = undefined;
+    }
+  }
+
+  #failed(error: KataError, sandbox: Sandbox | undefined, joined: boolean, plan: ContainerPlan | undefined): Failure {
+    const container = this.#container;
+    if (container.state.status !== 'starting') return { error, cleanUp: async () => [] };
+    const exit: ExitInfo = {
+      code: error.exitCode,
+      signal: 0,
+      oomKilled: false,
+      cause: 'start-failed',
+      evidence: error.evidence.join('\n'),
+    };
+    container.apply(
+      { event: 'start-failed', exit, error: error.message, at: new Date().toISOString() },
+      { startup: this.#phases.timings },
+    );
+    this.#engine.emit('die', container, { exitCode: String(exit.code) });
+    return {
+      error,
+      cleanUp: async () => {
+        if (sandbox === undefined || plan === undefined) return [];
+        if (container.record.config.sandbox === undefined) return sandbox.end('start-failed');
+        if (joined) await sandbox.leave(container.id, plan);
+        return [];
+      },
+    };
+  }
+
+  #joins(): Sandbox | undefined {
+    const { sandbox } = this.#container.record.config;
+    if (sandbox === undefined) return undefined;
+    return this.#engine.sandboxOf(this.#engine.containers.find(sandbox));
+  }
+
+  async #newSandbox(plan: ContainerPlan): Promise<Sandbox> {
+    const { services, findAssets } = this.#engine;
+    const { config } = this.#container.record;
+    const assets = findAssets({ sharing: needsSharing(plan) });
+    const size = machineSize(config, {
+      cpus: os.availableParallelism(),
+      memoryBytes: os.totalmem(),
+      freeBytes: os.freemem(),
+    });
+    const accel = config.accel === 'auto' ? await services.host.accelerator(assets.keeper) : config.accel;
+    const uid = newSandboxUid();
+    return new Sandbox(services, this.#engine.eventsOf(uid), {
+      version: 1,
+      uid,
+      bootId: await services.host.bootId(),
+      createdAt: new Date().toISOString(),
+      state: { status: 'launching' },
+      cgroups: [],
+      keeperPath: assets.keeper,
+      guestImage: assets.guest.digest,
+      ...size,
+      machineType: config.machine,
+      accel,
+      shared: needsSharing(plan) ? 'sandbox' : 'no',
+      containers: [this.#container.id],
+      acknowledged: 0,
+      execs: [],
+    });
+  }
+
+  /** The writable layer is made once and kept from start to start. */
+  async #makeDisk(): Promise<void> {
+    const { rootfs } = this.#container.record.config;
+    if (rootfs.driver !== 'block' || existsSync(this.#container.diskPath)) return;
+    const { mkfs } = this.#engine.findAssets({ sharing: false });
+    await this.#engine.services.host.makeDisk(this.#container.diskPath, rootfs.sizeBytes ?? 0, mkfs, {
+      signal: this.#abort.signal,
+      timeoutMs: MKFS_TIMEOUT_MS,
+    });
+  }
+}
+
+/** Stop signal, grace, SIGKILL. A container that does not run is stopped already. */
+export async function stop(
+  engine: Engine,
+  container: Container,
+  options: { timeoutSeconds?: number | undefined; signal?: string | undefined },
+): Promise<void> {
+  const { config, stopSignal } = container.record;
+  const signal = options.signal === undefined ? stopSignal : parseSignal(options.signal);
+  const graceSeconds = options.timeoutSeconds ?? config.stopTimeoutSeconds ?? DEFAULT_GRACE_SECONDS;
+  const uid = await container.mutex.run(async () => {
+    if (!container.isLive) return undefined;
+    const paused = container.state.status === 'paused';
+    const of = sandboxOf(container.state);
+    container.apply({ event: 'stop' });
+    failpoint('stop.recorded');
+    await send(engine, container, signal);
+    if (paused) await thaw(engine, container);
+    failpoint('stop.signalled');
+    return of;
+  });
+  if (uid === undefined) {
+    await container.settled;
+    return;
+  }
+  const ended = (one: Container): boolean => one.isRemoved || sandboxOf(one.state) !== uid;
+  if (graceSeconds < 0) await container.when(ended);
+  else if (!(await container.within(graceSeconds * 1000, ended))) await forceExit(engine, container, ended);
+  await container.settled;
+  engine.emit('stop', container);
+}
+
+/** SIGKILL, then the machine's end when the guest does not report the exit. */
+async function forceExit(engine: Engine, container: Container, ended: (one: Container) => boolean): Promise<void> {
+  const sandbox = ended(container) ? undefined : engine.sandboxOf(container);
+  if (sandbox === undefined) return;
+  await send(engine, container, SIGKILL);
+  failpoint('stop.killed');
+  if (await container.within(KILL_WAIT_MS, ended)) return;
+  engine.log(`container ${container.id}: no exit ${KILL_WAIT_MS} ms after SIGKILL, its machine is ended`);
+  await sandbox.end('guest-unresponsive');
+  await container.within(KILL_WAIT_MS, ended);
+}
+
+/** A guest that cannot be reached gets its signal by the end of its machine, later. */
+async function send(engine: Engine, container: Container, signal: number): Promise<void> {
+  try {
+    const { agent } = engine.sandboxOf(container).links;
+    await agent.signalProcess(container.id, '', signal, { timeoutMs: SIGNAL_TIMEOUT_MS });
+  } catch (error) {
+    engine.log(`container ${container.id}: signal ${signal}: ${(error as Error).message}`);
+  }
+}
+
+async function thaw(engine: Engine, container: Container): Promise<void> {
+  const { agent } = engine.sandboxOf(container).links;
+  await agent
+    .resumeContainer(container.id, { timeoutMs: SIGNAL_TIMEOUT_MS })
+    .catch((error: Error) => engine.log(`container ${container.id}: resume: ${error.message}`));
+}
+
+/** Sends a signal. SIGKILL waits for the exit; other signals are delivered and left to the process. */
+export async function kill(engine: Engine, container: Container, signalText: string): Promise<void> {
+  const signal = parseSignal(signalText);
+  const uid = await container.mutex.run(async () => {
+    const sandbox = engine.sandboxOf(container);
+    if (signal === SIGKILL || signal === SIGCONT) await thawIfPaused(engine, container);
+    if (signal !== SIGKILL)
+      await sandbox.links.agent.signalProcess(container.id, '', signal, { timeoutMs: SIGNAL_TIMEOUT_MS });
+    failpoint('kill.sent');
+    engine.emit('kill', container, { signal: String(signal) });
+    return sandbox.uid;
+  });
+  if (signal === SIGKILL) await forceExit(engine, container, (one) => one.isRemoved || sandboxOf(one.state) !== uid);
+  failpoint('kill.answer');
+}
+
+async function thawIfPaused(engine: Engine, container: Container): Promise<void> {
+  if (container.state.status !== 'paused') return;
+  await thaw(engine, container);
+  container.apply({ event: 'resume' });
+}
+
+export async function restart(
+  engine: Engine,
+  container: Container,
+  options: {
+    timeoutSeconds?: number | undefined;
+    signal?: string | undefined;
+    requestId?: string | undefined;
+    resumed: boolean;
+  },
+): Promise<void> {
+  if (!(options.resumed && isStartedBy(container, options.requestId))) {
+    await stop(engine, container, options);
+    await start(engine, container, { requestId: options.requestId, resumed: false });
+    container.update({ restartCount: container.record.restartCount + 1 });
+  }
+  engine.emit('restart', container);
+}
+
+/** CONFLICT when it runs and `force` is not given. A start under way is ended by `force`. */
+export async function remove(
+  engine: Engine,
+  container: Container,
+  options: { force: boolean; volumes: boolean },
+): Promise<void> {
+  if (container.isLive && !options.force)
+    throw new KataError('CONFLICT', `container ${container.record.name} is ${container.state.status}`, {
+      hint: 'stop it first, or remove it by force',
+    });
+  container.starting?.abort(new KataError('CANCELLED', 'the container is removed'));
+  if (container.isLive) await removeLive(engine, container);
+  failpoint('rm.stopped');
+  await engine.discard(container, options.volumes);
+  failpoint('rm.answer');
+}
+
+async function removeLive(engine: Engine, container: Container): Promise<void> {
+  // Behind a start that is being aborted the container is exited already.
+  const uid = await container.mutex.run(async () => {
+    if (!container.isLive) return undefined;
+    await thawIfPaused(engine, container);
+    return sandboxOf(container.state);
+  });
+  if (uid !== undefined) await forceExit(engine, container, (one) => one.isRemoved || sandboxOf(one.state) !== uid);
+}
+
+export async function pause(engine: Engine, container: Container): Promise<void> {
+  await container.mutex.run(async () => {
+    if (container.state.status === 'paused') throw new KataError('CONFLICT', 'the container is paused already');
+    const { agent } = engine.sandboxOf(container).links;
+    await agent.pauseContainer(container.id);
+    container.apply({ event: 'pause' });
+    engine.emit('pause', container);
+  });
+}
+
+export async function unpause(engine: Engine, container: Container): Promise<void> {
+  await container.mutex.run(async () => {
+    if (container.state.status !== 'paused')
+      throw new KataError('CONFLICT', `the container is ${container.state.status}, not paused`);
+    const { agent } = engine.sandboxOf(container).links;
+    await agent.resumeContainer(container.id);
+    container.apply({ event: 'resume' });
+    engine.emit('unpause', container);
+  });
+}

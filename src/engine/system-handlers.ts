@@ -1,0 +1,129 @@
+import type { Handlers } from '../api/server.ts';
+import { KataError } from '../base/index.ts';
+import type { ImageInfo } from '../image/index.ts';
+import { armedFailpoints, armFailpoint, FAILPOINTS } from '../sandbox/index.ts';
+import type { Engine } from './engine.ts';
+import { eventFilter } from './filters.ts';
+
+export const ENGINE_VERSION = '0.1.0';
+
+/** Calls about images, volumes, events and the engine itself. */
+export function systemHandlers(
+  engine: Engine,
+  options: { ready: Promise<void>; failpoints: boolean; exit: () => void },
+): Handlers {
+  return {
+    version: async () => ({
+      version: ENGINE_VERSION,
+      apiVersion: 1,
+      engine: {
+        pid: process.pid,
+        root: engine.paths.root,
+        node: process.version,
+        startedAt: engine.startedAt,
+        sandboxes: engine.sandboxes.size,
+      },
+    }),
+    events: ({ query, signal }) => {
+      const fits = eventFilter(query.filters);
+      const read = engine.events.read(
+        { sinceMs: timeOf(query.since, 'since'), untilMs: timeOf(query.until, 'until'), follow: query.follow },
+        signal,
+      );
+      return filtered(read, fits);
+    },
+    shutdown: async ({ body }) => {
+      if (engine.sandboxes.size > 0 && !body.force)
+        throw new KataError('CONFLICT', `${engine.sandboxes.size} sandboxes are running`, {
+          hint: 'with force the engine ends and they go on; the next engine takes them over',
+        });
+      options.exit();
+      return {};
+    },
+    ...imageHandlers(engine, options.ready),
+    ...volumeHandlers(engine, options.ready),
+    ...(options.failpoints ? FAILPOINT_HANDLERS : {}),
+  };
+}
+
+async function* filtered<T>(events: AsyncIterable<T>, fits: (event: T) => boolean): AsyncGenerator<T, void, undefined> {
+  for await (const event of events) if (fits(event)) yield event;
+}
+
+/** Unix time in milliseconds of "1763700000.5" or RFC 3339. */
+function timeOf(text: string | undefined, name: string): number | undefined {
+  if (text === undefined) return undefined;
+  const ms = /^\d+(\.\d+)?$/.test(text) ? Number(text) * 1000 : Date.parse(text);
+  if (!Number.isFinite(ms))
+    throw new KataError('INVALID_ARGUMENT', `${name}: "${text}" is not a time`, {
+      hint: 'write seconds since 1970 or 2026-11-21T05:14:00Z',
+    });
+  return ms;
+}
+
+const imageSummary = (image: ImageInfo) => ({
+  id: image.id,
+  tags: image.tags,
+  ...(image.createdAt === undefined ? {} : { createdAt: image.createdAt }),
+  sizeBytes: image.sizeBytes,
+  layers: image.layers,
+  architecture: image.architecture,
+});
+
+function imageHandlers(engine: Engine, ready: Promise<void>): Handlers {
+  const { images, events } = engine;
+  return {
+    listImages: async () => (await images.list()).map(imageSummary),
+    inspectImage: async ({ path }) => {
+      // Makes the built-in image as running it would, so that it can be looked at first.
+      await engine.resolveImage(path.reference);
+      return imageSummary(await images.inspect(path.reference));
+    },
+    loadImages: async ({ body }) => {
+      const loaded = await images.load(body.path, body.tag === undefined ? {} : { tag: body.tag });
+      for (const image of loaded.images) events.emit('image', 'load', image.id, { name: image.tags[0] ?? image.id });
+      return { images: loaded.images };
+    },
+    saveImages: async ({ body }) => {
+      await images.save(body.images, body.path);
+      return {};
+    },
+    removeImage: async ({ path, query }) => {
+      await ready;
+      const removed = await images.remove(path.reference, query);
+      for (const tag of removed.untagged) events.emit('image', 'untag', path.reference, { name: tag });
+      const { deleted } = removed;
+      if (deleted !== undefined) events.emit('image', 'delete', deleted, { name: path.reference });
+      return { untagged: removed.untagged, deleted: deleted === undefined ? [] : [deleted] };
+    },
+  };
+}
+
+function volumeHandlers(engine: Engine, ready: Promise<void>): Handlers {
+  const { volumes } = engine;
+  return {
+    listVolumes: async () => volumes.list(),
+    createVolume: async ({ body }) => {
+      const volume = volumes.ensure(body.name, body.labels);
+      engine.events.emit('volume', 'create', volume.name, {});
+      return volume;
+    },
+    inspectVolume: async ({ path }) => volumes.get(path.name),
+    removeVolume: async ({ path, query }) => {
+      await ready;
+      await volumes.remove(path.name, query.force);
+      engine.events.emit('volume', 'destroy', path.name, {});
+      return {};
+    },
+  };
+}
+
+const failpoints = () => ({ names: [...FAILPOINTS], armed: armedFailpoints() });
+
+const FAILPOINT_HANDLERS: Handlers = {
+  listFailpoints: async () => failpoints(),
+  armFailpoint: async ({ body }) => {
+    armFailpoint(body.name, body.action);
+    return failpoints();
+  },
+};

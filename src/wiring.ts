@@ -1,0 +1,130 @@
+import { mkdirSync } from 'node:fs';
+import { rename, rm } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
+import { parseArgs } from 'node:util';
+import { TtrpcAgent } from './agent/index.ts';
+import { KataError } from './base/index.ts';
+import { type EnginePaths, findAssets, serve } from './engine/index.ts';
+import { qemu } from './hypervisor/index.ts';
+import { ImageStore } from './image/index.ts';
+import {
+  bootId,
+  chooseAccelerator,
+  createExt4Disk,
+  createHostCgroup,
+  identifyProcess,
+  KeeperClient,
+  launchKeeper,
+  removeHostCgroup,
+  runCleanup,
+} from './os/index.ts';
+import { armFailpointsFrom, type SandboxHost, type SandboxServices } from './sandbox/index.ts';
+
+/**
+ * katad's main, and the one file that knows the concrete drivers.
+ * `node katad --root DIR --run DIR --assets DIR [--idle-minutes N]`, started by `kata-keeper daemon`, which holds the lock.
+ * Environment: KATA_FAILPOINT arms failpoints at the start, KATA_FAILPOINTS=1 serves them over the API (tests).
+ */
+const VERSION = '0.1.0';
+
+function main(): void {
+  const { values } = parseArgs({
+    options: {
+      root: { type: 'string' },
+      run: { type: 'string' },
+      assets: { type: 'string' },
+      'idle-minutes': { type: 'string', default: '0' },
+    },
+  });
+  const { root, run, assets } = values;
+  if (root === undefined || run === undefined || assets === undefined)
+    throw new KataError('INVALID_ARGUMENT', 'katad needs --root, --run and --assets');
+  const paths = { root: resolve(root), run: resolve(run), assets: resolve(assets) };
+  if (Buffer.byteLength(paths.run) > 60)
+    throw new KataError(
+      'INVALID_ARGUMENT',
+      `the run directory ${paths.run} is over 60 bytes: sockets in it could not be named`,
+    );
+  const idleMinutes = Number(values['idle-minutes']);
+  if (!(idleMinutes >= 0)) throw new KataError('INVALID_ARGUMENT', '--idle-minutes is a number');
+  armFailpointsFrom(process.env.KATA_FAILPOINT);
+  for (const dir of [paths.root, paths.run]) mkdirSync(dir, { recursive: true, mode: 0o700 });
+  void serve({
+    paths,
+    services: services(paths),
+    openImages: (usedBy) => ImageStore.open(join(paths.root, 'images'), { usedBy }),
+    failpoints: process.env.KATA_FAILPOINTS === '1',
+    idleMinutes,
+    exit: (code) => process.exit(code),
+  }).catch(fatal);
+}
+
+function services(paths: EnginePaths): SandboxServices {
+  const script = process.argv[1] ?? '';
+  const engine = [
+    process.execPath,
+    ...process.execArgv,
+    script,
+    '--root',
+    paths.root,
+    '--run',
+    paths.run,
+    '--assets',
+    paths.assets,
+  ];
+  return {
+    host: sandboxHost(paths),
+    hypervisor: qemu,
+    sandboxesDir: join(paths.run, 's'),
+    engine: {
+      argv: (cgroups) => [
+        findAssets(paths.assets, { sharing: false }).keeper,
+        'daemon',
+        ...['--lock', join(paths.run, 'katad.lock'), '--log', join(paths.run, 'katad.log')],
+        ...cgroups.flatMap((directory) => ['--cgroup', directory]),
+        ...['--', ...engine],
+      ],
+      env: Object.entries(process.env)
+        .filter(([name]) =>
+          ['PATH', 'HOME', 'LANG', 'KATA_ROOT', 'KATA_RUN', 'KATA_ASSETS', 'KATA_FAILPOINTS'].includes(name),
+        )
+        .map(([name, value]) => `${name}=${value}`),
+      socket: join(paths.run, 'katad.sock'),
+    },
+    log,
+  };
+}
+
+const sandboxHost = (paths: EnginePaths): SandboxHost => ({
+  launchKeeper,
+  connectKeeper: async (runDir, options) => {
+    const keeper = await KeeperClient.connect(runDir, VERSION, options);
+    return { keeper, agent: new TtrpcAgent(keeper.ttrpc) };
+  },
+  cleanup: runCleanup,
+  createCgroup: createHostCgroup,
+  removeCgroup: removeHostCgroup,
+  makeDisk: async (path, sizeBytes, mkfs, options) => {
+    const temporary = `${path}.tmp`;
+    await rm(temporary, { force: true });
+    await createExt4Disk(temporary, sizeBytes, mkfs, options);
+    await rename(temporary, path);
+  },
+  identify: identifyProcess,
+  bootId,
+  accelerator: async (keeperPath, options) => (await chooseAccelerator(paths.root, keeperPath, options)).accel,
+});
+
+/** Standard output is katad.log: `kata-keeper daemon` put it there. One line each, whatever the text holds. */
+function log(message: string): void {
+  process.stdout.write(`${new Date().toISOString()} ${message.replace(/[\p{Cc}]/gu, ' ')}\n`);
+}
+
+function fatal(error: unknown): void {
+  log(`fatal: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`);
+  process.exit(1);
+}
+
+process.on('unhandledRejection', fatal);
+process.on('uncaughtException', fatal);
+main();

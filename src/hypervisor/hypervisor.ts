@@ -8,7 +8,8 @@ export interface Capabilities {
   /** Kinds that can be present at boot. */
   coldplug: readonly ('block' | 'layers' | 'fs')[];
   vsock: readonly ('hybrid' | 'kernel')[];
-  /** Devices that fit beside those present at boot. */
+  /** Devices that fit at boot, and beside those while it runs. */
+  coldplugSlots: number;
   hotplugSlots: number;
 }
 

@@ -3,10 +3,10 @@ import type { CallOptions, MachineSpec, MachineType } from '../../model/index.ts
 import { run } from '../../os/index.ts';
 import type { Capabilities, Hypervisor, Probe } from '../hypervisor.ts';
 import type { Machine, MachineHost, PersistedMachine } from '../machine.ts';
-import { BRIDGE_ID, HOT_SLOT_LAST, monitorSocket } from './layout.ts';
+import { validateSpec } from '../validate.ts';
+import { BRIDGE_ID, COLD_SLOTS, HOT_SLOT_LAST, MAX_MMIO_DISKS, monitorSocket } from './layout.ts';
 import { QemuMachine } from './machine.ts';
 import { Monitor } from './monitor.ts';
-import { validateSpec } from './validate.ts';
 
 /** 7.2 is Debian 12's and the oldest that the tests run on. */
 const MIN_VERSION = [7, 2] as const;
@@ -18,16 +18,25 @@ const CAPABILITIES: Readonly<Record<MachineType, Capabilities>> = {
     hotplug: ['block', 'layers', 'fs'],
     coldplug: ['block', 'layers', 'fs'],
     vsock: ['hybrid', 'kernel'],
+    coldplugSlots: COLD_SLOTS,
     hotplugSlots: HOT_SLOT_LAST,
   },
-  microvm: { hotplug: [], coldplug: ['block', 'layers', 'fs'], vsock: ['hybrid', 'kernel'], hotplugSlots: 0 },
+  microvm: {
+    hotplug: [],
+    coldplug: ['block', 'layers', 'fs'],
+    vsock: ['hybrid', 'kernel'],
+    coldplugSlots: MAX_MMIO_DISKS,
+    hotplugSlots: 0,
+  },
 };
+
+const capabilities = (machine: MachineType): Capabilities => CAPABILITIES[machine];
 
 /** QEMU 7.2 and later on x86-64: machine types q35 and microvm. */
 export const qemu: Hypervisor = {
   name: 'qemu',
 
-  capabilities: (machine: MachineType): Capabilities => CAPABILITIES[machine],
+  capabilities,
 
   async probe(vmm: string, options: CallOptions = {}): Promise<Probe> {
     const bounds = { timeoutMs: PROBE_TIMEOUT_MS, ...options };
@@ -48,7 +57,7 @@ export const qemu: Hypervisor = {
   },
 
   create(spec: MachineSpec, host: MachineHost): Machine {
-    validateSpec(spec);
+    validateSpec(spec, capabilities);
     return new QemuMachine(structuredClone(spec), host);
   },
 
@@ -58,7 +67,7 @@ export const qemu: Hypervisor = {
         phase: 'adopt',
       });
     const { spec } = persisted;
-    validateSpec(spec);
+    validateSpec(spec, capabilities);
     const bounds = { timeoutMs: ADOPT_TIMEOUT_MS, ...options };
     const monitor = new Monitor(monitorSocket(spec));
     await monitor.connect(bounds);

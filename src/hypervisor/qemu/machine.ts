@@ -11,6 +11,7 @@ import type {
 } from '../../model/index.ts';
 import { CLEAN_ENV, fileSizeBytes, writeFileAtomic } from '../../os/index.ts';
 import type { AgentAddress, Machine, MachineEvent, MachineHost, PersistedMachine, ProcessExit } from '../machine.ts';
+import { validateDevice } from '../validate.ts';
 import {
   blockNode,
   chardevId,
@@ -34,7 +35,6 @@ import {
   vhostVsockSocket,
 } from './layout.ts';
 import { Monitor } from './monitor.ts';
-import { validateDevice } from './validate.ts';
 import { vmdkDescriptor } from './vmdk.ts';
 
 const VMM = 'vmm';
@@ -276,7 +276,7 @@ export class QemuMachine implements Machine {
   }
 
   #freeSlot(): number {
-    const used = new Set([...this.#plugged.values()].map((p) => p.slot).concat(...this.#lostSlots));
+    const used = new Set([...[...this.#plugged.values()].map((p) => p.slot), ...this.#lostSlots]);
     for (let slot = HOT_SLOT_FIRST; slot <= HOT_SLOT_LAST; slot += 1) if (!used.has(slot)) return slot;
     throw new KataError('RESOURCE_EXHAUSTED', `all ${HOT_SLOT_LAST} slots for plugged devices are in use`, {
       phase: 'plug',

@@ -6,8 +6,6 @@ import type { DiskPart } from '../../model/index.ts';
  * end of a file that fills its last sector only in part, skips extents that are not "RW" (the node is opened read-only
  * nevertheless) and takes paths of 511 bytes. The paths have passed the driver's allow-list: no quote, no newline.
  */
-export const MAX_EXTENT_PATH = 511;
-
 export function vmdkDescriptor(paths: readonly string[], parts: readonly DiskPart[]): string {
   const extents = paths.map((path, at) => `RW ${(parts[at] as DiskPart).sectors} FLAT "${path}" 0`);
   return [

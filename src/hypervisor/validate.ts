@@ -1,7 +1,6 @@
-import { KataError } from '../../base/index.ts';
-import type { Device, MachineSpec } from '../../model/index.ts';
-import { COLD_SLOTS, MAX_MMIO_DISKS } from './layout.ts';
-import { MAX_EXTENT_PATH } from './vmdk.ts';
+import { KataError } from '../base/index.ts';
+import type { Device, MachineSpec, MachineType } from '../model/index.ts';
+import type { Capabilities } from './hypervisor.ts';
 
 /**
  * Everything that reaches a command line, a monitor command or a disk descriptor is one of these. They admit no comma (QEMU's
@@ -26,8 +25,11 @@ const MAX_SOCKET_PATH = 107;
 const MAX_LAYERS = 512;
 const MAX_CID = 0xfffffffe;
 
+/** QEMU's disk descriptors take no longer path. */
+const MAX_LAYER_PATH = 511;
+
 /** Throws INVALID_ARGUMENT with one line of evidence per field that is wrong. */
-export function validateSpec(spec: MachineSpec): void {
+export function validateSpec(spec: MachineSpec, capabilities: (machine: MachineType) => Capabilities): void {
   const problems: string[] = [];
   const check = (ok: boolean, problem: string) => {
     if (!ok) problems.push(problem);
@@ -64,6 +66,9 @@ export function validateSpec(spec: MachineSpec): void {
       'tscKhz: is required for microvm under tcg, from 100000 to 20000000; use q35 where it is not known',
     );
   problems.push(...devicesProblems(spec));
+  // An unknown machine type was reported above.
+  const limit = (capabilities(spec.machine) as Capabilities | undefined)?.coldplugSlots ?? 0;
+  check(spec.devices.length <= limit, `devices: ${spec.devices.length}, a ${spec.machine} boots with ${limit} at most`);
   if (problems.length > 0) throw invalid('the machine cannot be built', problems);
 }
 
@@ -79,9 +84,6 @@ function devicesProblems(spec: MachineSpec): string[] {
   const ids = devices.map((d) => d.id);
   for (const id of new Set(ids.filter((other, at) => ids.indexOf(other) !== at)))
     problems.push(`devices: the id ${JSON.stringify(id)} is used twice`);
-  const limit = spec.machine === 'q35' ? COLD_SLOTS : MAX_MMIO_DISKS;
-  if (devices.length > limit)
-    problems.push(`devices: ${devices.length}, a ${spec.machine} boots with ${limit} at most`);
   return problems;
 }
 
@@ -97,7 +99,7 @@ function deviceProblems(device: Device, spec: MachineSpec): string[] {
       break;
     case 'layers':
       if (!within(device.paths.length, 1, MAX_LAYERS)) problems.push(`${what}: must have 1 to ${MAX_LAYERS} files`);
-      problems.push(...device.paths.flatMap((path) => pathProblems(path, `${what}: layer`, MAX_EXTENT_PATH)));
+      problems.push(...device.paths.flatMap((path) => pathProblems(path, `${what}: layer`, MAX_LAYER_PATH)));
       break;
     case 'fs':
       if (!TAG.test(device.tag)) problems.push(`${what}: the tag must match ${TAG.source}`);

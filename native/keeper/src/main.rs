@@ -1,1 +1,72 @@
-fn main() {}
+//! `kata-keeper`: the host side of one sandbox. Its contract is docs/ARCHITECTURE.md and proto/keeper.proto.
+mod agent;
+mod arguments;
+mod bounded_file;
+mod cleanup;
+mod client;
+mod clock;
+mod config;
+mod console;
+mod container_log;
+mod create;
+mod daemon;
+mod data;
+mod ending;
+mod engine;
+mod failure;
+mod frames;
+mod journal;
+mod json;
+mod keeper;
+mod kvm;
+mod process;
+mod pump;
+mod ready_socket;
+mod serve;
+mod service;
+mod share;
+mod shutdown;
+mod spawn;
+mod supervise;
+mod sys;
+#[cfg(test)]
+mod testing;
+mod text;
+mod tokens;
+mod vsock;
+
+use arguments::Arguments;
+
+const USAGE: &str = "usage:
+  kata-keeper serve --dir DIR --uid UID --config FILE
+  kata-keeper daemon --lock FILE --log FILE [--cgroup DIR]... -- COMMAND...
+  kata-keeper cleanup --dir DIR
+  kata-keeper kvm-probe
+  kata-keeper --version";
+
+fn main() {
+    let mut words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let verb = if words.is_empty() { String::new() } else { words.remove(0) };
+    let arguments = Arguments::new(words);
+    let result = match verb.as_str() {
+        "serve" => serve::run(arguments).map(|()| 0),
+        "daemon" => daemon::run(arguments),
+        "cleanup" => cleanup::run(arguments).map(|()| 0),
+        "kvm-probe" => arguments.end().map(|()| kvm::print_probe()),
+        "--version" => {
+            println!("kata-keeper {}", env!("CARGO_PKG_VERSION"));
+            Ok(0)
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            Ok(64)
+        }
+    };
+    match result {
+        Ok(code) => std::process::exit(code),
+        Err(problem) => {
+            eprintln!("kata-keeper {verb}: {problem}");
+            std::process::exit(1);
+        }
+    }
+}

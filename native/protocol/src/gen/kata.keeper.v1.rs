@@ -26,6 +26,9 @@ pub struct HelloResponse {
     /// Field 22 of /proc/PID/stat.
     #[prost(uint64, tag = "5")]
     pub start_time_ticks: u64,
+    /// The guest's CID where the keeper uses the kernel's vhost-vsock, else 0.
+    #[prost(uint32, tag = "6")]
+    pub guest_cid: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StateRequest {}
@@ -89,7 +92,7 @@ pub struct CreateMemoryRequest {
 pub struct CreateMemoryResponse {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InheritedFd {
-    /// Name given to CreateMemory.
+    /// Name given to CreateMemory, or "vhost-vsock": the kernel's vsock device with the guest's CID set.
     #[prost(string, tag = "1")]
     pub memory: ::prost::alloc::string::String,
     /// The number the child sees.

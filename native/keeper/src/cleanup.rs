@@ -1,0 +1,138 @@
+//! `kata-keeper cleanup`: ends what a dead keeper left, and nobody else's process.
+use crate::arguments::Arguments;
+use crate::json::{self, Value};
+use crate::shutdown::remove_sockets_in;
+use crate::sys;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+const KILL_BOUND: Duration = Duration::from_secs(5);
+
+struct Recorded {
+    name: String,
+    pid: i32,
+    start_time_ticks: u64,
+}
+
+pub fn run(mut arguments: Arguments) -> Result<(), String> {
+    let dir = PathBuf::from(arguments.value("--dir")?);
+    arguments.end()?;
+    if UnixStream::connect(dir.join("k.sock")).is_ok() {
+        return Err(format!("a keeper serves {}: it is asked with Shutdown, not cleaned up", dir.display()));
+    }
+    let mut problems = Vec::new();
+    match read_pids(&dir.join("pids.json")) {
+        Ok(processes) => problems.extend(processes.iter().filter_map(|process| end(process).err())),
+        Err(problem) => problems.push(problem),
+    }
+    remove_sockets_in(&dir);
+    remove_sockets_in(&dir.join("vsock"));
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(problems.join("; ")),
+    }
+}
+
+/// The recorded processes of this boot. A corrupt record is put aside, so that the next clean-up is not stopped by it.
+fn read_pids(path: &Path) -> Result<Vec<Recorded>, String> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(format!("{}: {error}", path.display())),
+    };
+    let boot_id = sys::boot_id().map_err(|error| format!("boot id: {error}"))?;
+    let parsed = String::from_utf8(text).map_err(|_| "not UTF-8".to_owned()).and_then(|text| parse(&text));
+    match parsed {
+        Ok((recorded_boot, processes)) if recorded_boot == boot_id => Ok(processes),
+        Ok(_) => Ok(Vec::new()),
+        Err(problem) => {
+            let aside = path.with_extension("json.corrupt");
+            let _ = fs::rename(path, &aside);
+            Err(format!(
+                "{} is corrupt ({problem}), so no process was ended: the kernel ended them with their keeper. The file is now {}",
+                path.display(),
+                aside.display()
+            ))
+        }
+    }
+}
+
+fn parse(text: &str) -> Result<(String, Vec<Recorded>), String> {
+    let Value::Object(mut members) = json::parse(text)? else { return Err("expected an object".to_owned()) };
+    let mut take = |name: &str| {
+        let at = members.iter().position(|(other, _)| other == name)?;
+        Some(members.swap_remove(at).1)
+    };
+    let (Some(Value::String(boot_id)), Some(Value::Array(items))) = (take("boot_id"), take("processes")) else {
+        return Err("expected boot_id and processes".to_owned());
+    };
+    let mut processes = Vec::new();
+    for item in items {
+        let Value::Object(fields) = item else { return Err("expected an object for each process".to_owned()) };
+        let find = |name: &str| fields.iter().find(|(other, _)| other == name).map(|(_, value)| value);
+        match (find("name"), find("pid"), find("start_time_ticks")) {
+            (Some(Value::String(name)), Some(Value::Integer(pid @ 2..=0x7fff_ffff)), Some(Value::Integer(ticks @ 0..))) => {
+                processes.push(Recorded { name: name.clone(), pid: *pid as i32, start_time_ticks: *ticks as u64 });
+            }
+            _ => return Err("expected name, pid and start_time_ticks of each process".to_owned()),
+        }
+    }
+    Ok((boot_id, processes))
+}
+
+/// Kills the process if it still is the recorded one and waits until it is gone.
+fn end(process: &Recorded) -> Result<(), String> {
+    let describe = |error: io::Error| format!("{} (pid {}): {error}", process.name, process.pid);
+    let pidfd = match sys::pidfd_open(process.pid) {
+        Ok(pidfd) => pidfd,
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+        Err(error) => return Err(describe(error)),
+    };
+    // The start time is read after the pidfd was opened: from here on both mean the same process.
+    match sys::start_time_ticks(process.pid) {
+        Ok(ticks) if ticks == process.start_time_ticks => {}
+        _ => return Ok(()),
+    }
+    match sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL) {
+        Err(error) if error.raw_os_error() != Some(libc::ESRCH) => return Err(describe(error)),
+        _ => {}
+    }
+    let deadline = Instant::now() + KILL_BOUND;
+    let mut poll = libc::pollfd { fd: std::os::fd::AsRawFd::as_raw_fd(&pidfd), events: libc::POLLIN, revents: 0 };
+    while poll.revents == 0 {
+        let left = deadline.saturating_duration_since(Instant::now()).as_millis() as i32;
+        if left == 0 {
+            return Err(format!("{} (pid {}) does not end after SIGKILL", process.name, process.pid));
+        }
+        // An interrupted wait looks at the clock again.
+        unsafe { libc::poll(&mut poll, 1, left) };
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_documented_form_and_refuses_others() {
+        let text = r#"{"boot_id":"x","processes":[{"name":"vmm","pid":42,"start_time_ticks":7}]}"#;
+        let (boot_id, processes) = parse(text).unwrap();
+        assert_eq!((boot_id.as_str(), processes[0].pid, processes[0].start_time_ticks), ("x", 42, 7));
+        for bad in ["", "{}", "[]", &text.replace("42", "1"), &text.replace("42", "-1"), &text.replace("42", "\"42\"")] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn spares_a_process_with_another_start_time() {
+        let own = std::process::id() as i32;
+        let ticks = sys::start_time_ticks(own).unwrap();
+        let stranger = Recorded { name: "x".into(), pid: own, start_time_ticks: ticks + 1 };
+        assert_eq!(end(&stranger), Ok(()));
+    }
+}

@@ -1,0 +1,193 @@
+//! `keeper.json`, as docs/ARCHITECTURE.md gives it. Unknown members are refused; every problem is reported at once.
+use crate::json::{self, Value};
+use std::path::{Path, PathBuf};
+
+const MAX_CONFIG_BYTES: u64 = 256 * 1024;
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum VsockMode {
+    /// A unix socket of the VMM or of a vhost-user device; `<socket>_<port>` for connections from the guest.
+    Hybrid(PathBuf),
+    /// The kernel's vhost-vsock device.
+    Kernel,
+}
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub uid: String,
+    pub cgroups: Vec<PathBuf>,
+    pub vsock: VsockMode,
+    /// argv that starts the engine; empty: the keeper never starts one.
+    pub engine: Vec<String>,
+    pub engine_env: Vec<(String, String)>,
+    pub engine_socket: PathBuf,
+    pub agent_port: u32,
+    pub stream_port: u32,
+    pub log_port: u32,
+    pub ready_port: u32,
+}
+
+pub fn load(path: &Path) -> Result<Config, String> {
+    let describe = |problem: String| format!("keeper configuration {}: {problem}", path.display());
+    let size = std::fs::metadata(path).map_err(|error| describe(error.to_string()))?.len();
+    if size > MAX_CONFIG_BYTES {
+        return Err(describe(format!("{size} bytes, at most {MAX_CONFIG_BYTES} are read")));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| describe(error.to_string()))?;
+    parse(&text).map_err(describe)
+}
+
+fn parse(text: &str) -> Result<Config, String> {
+    let Value::Object(members) = json::parse(text)? else { return Err("expected an object".to_owned()) };
+    let mut reader = Reader { members, problems: Vec::new() };
+    if reader.take("version") != Some(Value::Integer(1)) {
+        reader.problem("version must be 1");
+    }
+    let config = Config {
+        uid: reader.string("uid"),
+        cgroups: reader.paths("cgroups"),
+        vsock: reader.vsock(),
+        engine: reader.strings("engine"),
+        engine_env: reader.environment("engine_env"),
+        engine_socket: reader.path("engine_socket"),
+        agent_port: reader.port("agent_port"),
+        stream_port: reader.port("stream_port"),
+        log_port: reader.port("log_port"),
+        ready_port: reader.port("ready_port"),
+    };
+    if config.uid.len() != 12 || !config.uid.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+        reader.problem("uid must be 12 hexadecimal digits");
+    }
+    let unknown: Vec<String> = reader.members.iter().map(|(name, _)| format!("{name:?} is not known")).collect();
+    reader.problems.extend(unknown);
+    if reader.problems.is_empty() {
+        Ok(config)
+    } else {
+        Err(reader.problems.join("; "))
+    }
+}
+
+struct Reader {
+    members: Vec<(String, Value)>,
+    problems: Vec<String>,
+}
+
+impl Reader {
+    fn take(&mut self, name: &str) -> Option<Value> {
+        let at = self.members.iter().position(|(other, _)| other == name)?;
+        Some(self.members.swap_remove(at).1)
+    }
+
+    fn problem(&mut self, text: &str) {
+        self.problems.push(text.to_owned());
+    }
+
+    fn string(&mut self, name: &str) -> String {
+        match self.take(name) {
+            Some(Value::String(text)) if !text.contains('\0') => text,
+            _ => {
+                self.problem(&format!("{name} must be a string"));
+                String::new()
+            }
+        }
+    }
+
+    fn strings(&mut self, name: &str) -> Vec<String> {
+        let mut texts = Vec::new();
+        let Some(Value::Array(items)) = self.take(name) else {
+            self.problem(&format!("{name} must be an array of strings"));
+            return texts;
+        };
+        for item in items {
+            match item {
+                Value::String(text) if !text.contains('\0') => texts.push(text),
+                _ => self.problem(&format!("{name} must hold strings only")),
+            }
+        }
+        texts
+    }
+
+    fn absolute(&mut self, name: &str, text: String) -> PathBuf {
+        if !text.starts_with('/') {
+            self.problem(&format!("{name} must be an absolute path"));
+        }
+        PathBuf::from(text)
+    }
+
+    fn path(&mut self, name: &str) -> PathBuf {
+        let text = self.string(name);
+        self.absolute(name, text)
+    }
+
+    fn paths(&mut self, name: &str) -> Vec<PathBuf> {
+        self.strings(name).into_iter().map(|text| self.absolute(name, text)).collect()
+    }
+
+    fn environment(&mut self, name: &str) -> Vec<(String, String)> {
+        let mut pairs = Vec::new();
+        for text in self.strings(name) {
+            match text.split_once('=') {
+                Some((key, value)) if !key.is_empty() => pairs.push((key.to_owned(), value.to_owned())),
+                _ => self.problem(&format!("{name} must hold NAME=VALUE")),
+            }
+        }
+        pairs
+    }
+
+    fn port(&mut self, name: &str) -> u32 {
+        match self.take(name) {
+            // 0xffffffff is VMADDR_PORT_ANY.
+            Some(Value::Integer(port)) if (1..0xffff_ffff).contains(&port) => port as u32,
+            _ => {
+                self.problem(&format!("{name} must be a vsock port"));
+                0
+            }
+        }
+    }
+
+    fn vsock(&mut self) -> VsockMode {
+        let Some(Value::Object(members)) = self.take("vsock") else {
+            self.problem("vsock must be an object");
+            return VsockMode::Kernel;
+        };
+        let mut inner = Reader { members, problems: Vec::new() };
+        let mode = match inner.string("mode").as_str() {
+            "hybrid" => VsockMode::Hybrid(inner.path("socket")),
+            "kernel" => VsockMode::Kernel,
+            _ => {
+                inner.problem("mode must be \"hybrid\" or \"kernel\"");
+                VsockMode::Kernel
+            }
+        };
+        self.problems.extend(inner.problems.into_iter().map(|problem| format!("vsock: {problem}")));
+        self.problems.extend(inner.members.iter().map(|(name, _)| format!("vsock: {name:?} is not known")));
+        mode
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"{"version":1,"uid":"0123456789ab","cgroups":["/sys/fs/cgroup/x"],
+        "vsock":{"mode":"hybrid","socket":"/run/k/v.sock"},"engine":["/bin/true"],"engine_env":["A=b=c"],
+        "engine_socket":"/run/katad.sock","agent_port":1024,"stream_port":1027,"log_port":1025,"ready_port":1030}"#;
+
+    #[test]
+    fn reads_the_documented_form() {
+        let config = parse(GOOD).unwrap();
+        assert_eq!(config.vsock, VsockMode::Hybrid(PathBuf::from("/run/k/v.sock")));
+        assert_eq!(config.engine_env, vec![("A".to_owned(), "b=c".to_owned())]);
+        assert_eq!((config.agent_port, config.ready_port), (1024, 1030));
+    }
+
+    #[test]
+    fn reports_every_problem() {
+        let bad = GOOD.replace("\"version\":1", "\"version\":2,\"more\":1").replace("1030", "0").replace("/run/k/", "");
+        let problems = parse(&bad).unwrap_err();
+        for part in ["version must be 1", "\"more\" is not known", "ready_port", "vsock: socket must be an absolute"] {
+            assert!(problems.contains(part), "{problems}");
+        }
+        assert!(parse(&GOOD.replace("0123456789ab", "../x")).unwrap_err().contains("uid"));
+    }
+}

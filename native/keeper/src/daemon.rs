@@ -1,0 +1,59 @@
+//! `kata-keeper daemon`: starts the engine under its lock, away from whoever asked for it.
+use crate::arguments::Arguments;
+use crate::sys;
+use std::fs::OpenOptions;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// Another engine holds the lock (EX_TEMPFAIL of sysexits.h).
+pub const LOCKED: i32 = 75;
+
+/// Replaces this process by ARGV; returns only when that failed. `Ok` is the exit code then.
+pub fn run(mut arguments: Arguments) -> Result<i32, String> {
+    let lock_path = arguments.value("--lock")?;
+    let log_path = arguments.value("--log")?;
+    let mut cgroups = Vec::new();
+    while let Some(cgroup) = arguments.optional("--cgroup")? {
+        cgroups.push(cgroup);
+    }
+    arguments.end()?;
+    let Some((program, rest)) = arguments.command.split_first() else { return Err("no command after --".to_owned()) };
+    unsafe { libc::umask(0o077) };
+    let private = |options: &mut OpenOptions, path: &str| {
+        options.create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path).map_err(|error| format!("{path}: {error}"))
+    };
+    let lock = private(OpenOptions::new().read(true).write(true), &lock_path)?;
+    if !sys::record_lock(lock.as_fd()).map_err(|error| format!("{lock_path}: {error}"))? {
+        return Ok(LOCKED);
+    }
+    let log = private(OpenOptions::new().append(true), &log_path)?;
+    for cgroup in cgroups {
+        let file = format!("{cgroup}/cgroup.procs");
+        std::fs::write(&file, "0").map_err(|error| format!("enter cgroup {file}: {error}"))?;
+    }
+    let null = OpenOptions::new().read(true).open("/dev/null").map_err(|error| format!("/dev/null: {error}"))?;
+    close_all_but(lock.as_raw_fd(), &[log.as_raw_fd(), null.as_raw_fd()]);
+    // The lock lives as long as its descriptor: closing any other descriptor of the file would give it up, too.
+    sys::set_cloexec(lock.as_raw_fd(), false).map_err(|error| format!("{lock_path}: {error}"))?;
+    std::env::set_current_dir("/").map_err(|error| format!("/: {error}"))?;
+    // Fails only for a process that already leads a session.
+    unsafe { libc::setsid() };
+    let errors = log.try_clone().map_err(|error| format!("{log_path}: {error}"))?;
+    let problem = Command::new(program).args(rest).stdin(null).stdout(log).stderr(errors).exec();
+    Err(format!("exec {program}: {problem}"))
+}
+
+/// Marks every descriptor but the standard ones and the lock to be closed by exec; the two of `ours` are so already.
+fn close_all_but(lock: i32, ours: &[i32]) {
+    debug_assert!(ours.iter().all(|fd| *fd > 2));
+    const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
+    let mark = |first: i32, last: libc::c_uint| unsafe {
+        libc::syscall(libc::SYS_close_range, first as libc::c_uint, last, CLOSE_RANGE_CLOEXEC);
+    };
+    if lock > 3 {
+        mark(3, lock as libc::c_uint - 1);
+    }
+    mark(lock + 1, libc::c_uint::MAX);
+}

@@ -1,0 +1,194 @@
+//! System calls that std and tokio have no name for. Every function returns the errno of the failed call.
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use tokio::io::unix::AsyncFd;
+
+/// Turns the `-1` convention into a result.
+pub fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+pub fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+    // SAFETY: the kernel just returned this descriptor and nobody else knows its number.
+    check(result).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// A descriptor that becomes readable when the process ends (pidfd_open(2)); close-on-exec.
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+}
+
+pub fn pidfd_send_signal(pidfd: BorrowedFd, signal: i32) -> io::Result<()> {
+    let null = std::ptr::null::<libc::siginfo_t>();
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, null, 0) }).map(drop)
+}
+
+/// Registers a descriptor with the runtime, to be awaited.
+pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the value owns its descriptor and hands it to nobody: it stays open as long as the registration.
+    Ok(unsafe { AsyncFd::register(fd) }?)
+}
+
+/// waitpid(2) without blocking: the wait status of an ended child, `None` while it runs.
+pub fn reap(pid: i32) -> io::Result<Option<i32>> {
+    let mut status = 0;
+    let result = check(unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) } as libc::c_long)?;
+    Ok((result == pid as libc::c_long).then_some(status))
+}
+
+pub fn memfd(name: &str, size: u64) -> io::Result<OwnedFd> {
+    let name = CString::new(name).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let fd = owned(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) } as libc::c_long)?;
+    check(unsafe { libc::ftruncate(fd.as_raw_fd(), size as libc::off_t) } as libc::c_long)?;
+    Ok(fd)
+}
+
+/// Field 22 of `/proc/PID/stat`: when the process started, in clock ticks since boot.
+pub fn start_time_ticks(pid: i32) -> io::Result<u64> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
+    parse_start_time(&stat).ok_or_else(|| io::Error::from_raw_os_error(libc::EBADMSG))
+}
+
+/// The command's name may hold spaces and parentheses: fields are counted after the last `)`.
+fn parse_start_time(stat: &[u8]) -> Option<u64> {
+    let after = stat.iter().rposition(|byte| *byte == b')')? + 1;
+    let text = std::str::from_utf8(&stat[after..]).ok()?;
+    text.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+pub fn boot_id() -> io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+pub fn random_bytes<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let got = check(unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), N, 0) } as libc::c_long)?;
+    if got as usize == N {
+        Ok(bytes)
+    } else {
+        Err(io::Error::from_raw_os_error(libc::EIO))
+    }
+}
+
+/// (pid, uid) of a unix socket's peer (SO_PEERCRED).
+pub fn peer(socket: BorrowedFd) -> io::Result<(i32, u32)> {
+    let mut cred = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut size = std::mem::size_of::<libc::ucred>() as libc::socklen_t;
+    let pointer = (&raw mut cred).cast();
+    check(unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, pointer, &mut size) } as libc::c_long)?;
+    Ok((cred.pid, cred.uid))
+}
+
+/// Own mount namespace, as `/proc/self/ns/mnt`.
+pub fn unshare_mounts() -> io::Result<()> {
+    check(unsafe { libc::unshare(libc::CLONE_NEWNS) } as libc::c_long).map(drop)
+}
+
+pub fn mount(source: Option<&Path>, target: &Path, fstype: Option<&CStr>, flags: libc::c_ulong, data: Option<&CStr>) -> io::Result<()> {
+    let source = source.map(c_path).transpose()?;
+    let target = c_path(target)?;
+    let pointer = |text: Option<&CStr>| text.map_or(std::ptr::null(), CStr::as_ptr);
+    let result = unsafe {
+        libc::mount(pointer(source.as_deref()), target.as_ptr(), pointer(fstype), flags, pointer(data).cast())
+    };
+    check(result as libc::c_long).map(drop)
+}
+
+/// umount2(2); the target is never followed when it is a symbolic link.
+pub fn unmount(target: &Path, flags: i32) -> io::Result<()> {
+    let target = c_path(target)?;
+    check(unsafe { libc::umount2(target.as_ptr(), flags | libc::UMOUNT_NOFOLLOW) } as libc::c_long).map(drop)
+}
+
+/// A detached copy of the mount tree at `path` with everything below it (open_tree(2), OPEN_TREE_CLONE).
+pub fn clone_tree(at: BorrowedFd) -> io::Result<OwnedFd> {
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | (libc::AT_RECURSIVE | libc::AT_EMPTY_PATH) as libc::c_uint;
+    owned(unsafe { libc::syscall(libc::SYS_open_tree, at.as_raw_fd(), c"".as_ptr(), flags) })
+}
+
+/// Layout of `struct mount_attr` (mount_setattr(2)).
+#[repr(C)]
+struct MountAttributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+/// Makes a whole detached mount tree read-only, `propagation` being one of MS_PRIVATE, MS_SLAVE or 0.
+pub fn set_tree_attributes(tree: BorrowedFd, read_only: bool, propagation: u64) -> io::Result<()> {
+    let set = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    let attributes = MountAttributes { set, clear: 0, propagation, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    let size = std::mem::size_of::<MountAttributes>();
+    check(unsafe { libc::syscall(libc::SYS_mount_setattr, tree.as_raw_fd(), c"".as_ptr(), flags, &raw const attributes, size) })
+        .map(drop)
+}
+
+/// Attaches a detached mount tree at `target` (move_mount(2)).
+pub fn attach_tree(tree: BorrowedFd, target: &Path) -> io::Result<()> {
+    const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
+    let target = c_path(target)?;
+    let result = unsafe {
+        libc::syscall(libc::SYS_move_mount, tree.as_raw_fd(), c"".as_ptr(), libc::AT_FDCWD, target.as_ptr(), MOVE_MOUNT_F_EMPTY_PATH)
+    };
+    check(result).map(drop)
+}
+
+/// Takes the whole-file write record lock (fcntl(2) F_SETLK): kept across exec, not inherited by children.
+/// `false`: another process holds it.
+pub fn record_lock(file: BorrowedFd) -> io::Result<bool> {
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    match check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &lock) } as libc::c_long) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EAGAIN)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+pub fn set_cloexec(fd: RawFd, on: bool) -> io::Result<()> {
+    let flag = if on { libc::FD_CLOEXEC } else { 0 };
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, flag) } as libc::c_long).map(drop)
+}
+
+/// Raises the soft limit of open files to the hard one, which needs no privilege.
+pub fn raise_open_files() -> io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } as libc::c_long)?;
+    limit.rlim_cur = limit.rlim_max;
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } as libc::c_long).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn start_time_ignores_the_command_name() {
+        let stat = b"12 (a) b) (c) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20 21";
+        assert_eq!(parse_start_time(stat), Some(4242));
+        assert_eq!(parse_start_time(b"12 S"), None);
+        assert!(start_time_ticks(std::process::id() as i32).unwrap() > 0);
+    }
+
+    #[test]
+    fn record_lock_is_free_for_its_holder() {
+        let file = std::fs::File::from(memfd("lock", 1).unwrap());
+        use std::os::fd::AsFd;
+        assert!(record_lock(file.as_fd()).unwrap());
+        assert!(record_lock(file.as_fd()).unwrap());
+    }
+}

@@ -137,7 +137,7 @@ async function throughput(id: string): Promise<void> {
 
 async function guestMemory(id: string): Promise<void> {
   const tools = JSON.parse(readFileSync(join(ASSETS, 'tools.json'), 'utf8'));
-  const toolPath = (name: string): string => (tools.tools ?? tools)[name].path;
+  const toolPath = (name: string): string => resolve(ASSETS, tools[name].path);
   const size = (name: string, upstream: string): void =>
     add({
       name: `${name}: file`,

@@ -26,15 +26,14 @@ export interface DebianPackage {
   depends: readonly string[];
 }
 
-/** Of these packages, those that dpkg does not have installed. */
-async function missingPackages(context: SetupContext, names: readonly string[], phase: string): Promise<string[]> {
-  const missing: string[] = [];
-  for (const name of names) {
-    const argv: [string, ...string[]] = ['dpkg-query', '-W', '-f', '${db:Status-Status}\\n', name];
-    const status = await context.runner.run({ argv, phase }).catch(() => '');
-    if (!status.split('\n').includes('installed')) missing.push(name);
-  }
-  return missing;
+/** Version of an installed Debian package, undefined when it is not installed. */
+export async function installedVersion(
+  context: SetupContext,
+  name: string,
+  phase: string,
+): Promise<string | undefined> {
+  const status = await context.runner.run({ argv: ['dpkg-query', '-s', name], phase }).catch(() => '');
+  return /^Status: \S+ ok installed$/m.test(status) ? /^Version: (\S+)$/m.exec(status)?.[1] : undefined;
 }
 
 /** Installs Debian packages that are missing; answers their names. The package lists are read anew when they are too old. */
@@ -45,7 +44,8 @@ export async function installPackages(
   progress: StepProgress,
   signal: AbortSignal,
 ): Promise<string[]> {
-  const missing = await missingPackages(context, names, phase);
+  const missing: string[] = [];
+  for (const name of names) if ((await installedVersion(context, name, phase)) === undefined) missing.push(name);
   if (missing.length === 0) return [];
   const byHand = `apt-get install --no-install-recommends ${missing.join(' ')}`;
   if (process.geteuid?.() !== 0)

@@ -62,8 +62,13 @@ async function workspaceVersion(home: string): Promise<string> {
 async function staticFlags(context: SetupContext, targetDir: string): Promise<string[]> {
   const cargoHome = process.env.CARGO_HOME ?? join(accountHome(), '.cargo');
   const registries = join(cargoHome, 'registry', 'src');
-  const remaps = [[context.home, '/kata'], [targetDir, '/target'], [cargoHome, '/cargo']];
-  for (const name of (await readdir(registries).catch(() => [])).sort()) remaps.push([join(registries, name), '/crates']);
+  const remaps = [
+    [context.home, '/kata'],
+    [targetDir, '/target'],
+    [cargoHome, '/cargo'],
+  ];
+  for (const name of (await readdir(registries).catch(() => [])).sort())
+    remaps.push([join(registries, name), '/crates']);
   return [
     '-Ctarget-feature=+crt-static',
     '-Crelocation-model=static',
@@ -100,7 +105,11 @@ export async function installCrate(
 }
 
 /** cargo shows its bar on a pipe only when told how wide the terminal would be. */
-const PROGRESS_ENV = { CARGO_TERM_PROGRESS_WHEN: 'always', CARGO_TERM_PROGRESS_WIDTH: '100', CARGO_TERM_COLOR: 'never' };
+const PROGRESS_ENV = {
+  CARGO_TERM_PROGRESS_WHEN: 'always',
+  CARGO_TERM_PROGRESS_WIDTH: '100',
+  CARGO_TERM_COLOR: 'never',
+};
 
 /** "Building [====>    ] 34/61: tokio, prost", "Downloaded 12 crates", "Downloading 3 crates, remaining bytes: 1.2MB" */
 function cargoProgress(progress: StepProgress): (line: string) => boolean {
@@ -109,7 +118,9 @@ function cargoProgress(progress: StepProgress): (line: string) => boolean {
     if (crates !== null) progress.update(`${crates[1]} crates${crates[2] === undefined ? '' : ` (${crates[2]})`}`);
     const bytes = /remaining bytes: (\S+)/.exec(line);
     if (bytes !== null) progress.update(`downloading, ${bytes[1]} to go`);
-    return crates !== null || bytes !== null || /^\s*(Compiling|Downloaded|Downloading|Adding|Locking|Fetch) /.test(line);
+    return (
+      crates !== null || bytes !== null || /^\s*(Compiling|Downloaded|Downloading|Adding|Locking|Fetch) /.test(line)
+    );
   };
 }
 

@@ -19,7 +19,8 @@ export async function withFileLock<T>(
   try {
     if (!(await flock(file.fd, ['-n'], signal))) {
       onWait?.();
-      if (!(await flock(file.fd, [], signal))) throw new KataError('SETUP_INCOMPLETE', `cannot lock ${path}`, { phase: 'lock' });
+      if (!(await flock(file.fd, [], signal)))
+        throw new KataError('SETUP_INCOMPLETE', `cannot lock ${path}`, { phase: 'lock' });
     }
     return await work();
   } finally {

@@ -2,7 +2,7 @@ import { existsSync } from 'node:fs';
 import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
-import { candidatePackage, fetchPackage, installPackages } from './apt.ts';
+import { candidatePackage, fetchPackage, installedVersion, installPackages } from './apt.ts';
 import { buildNative, type CratePin, installCrate } from './cargo.ts';
 import type { SetupContext } from './context.ts';
 import { assembleImage } from './guest/image.ts';
@@ -78,19 +78,13 @@ function systemProgramStep(context: SetupContext, name: string, debianPackage: s
       if ((await context.runner.which(name)) === undefined)
         await installPackages(context, [debianPackage], name, progress, signal);
       const path = (await context.runner.which(name)) ?? `/usr/bin/${name}`;
-      const version = await programVersion(context, name, path, signal);
+      // A program from elsewhere does as well.
+      const version = (await installedVersion(context, debianPackage, name)) ?? 'unknown';
       const tool = { path, sha256: await sha256OfFile(path), version, builtWith: `Debian package ${debianPackage}` };
       await recordTools(context.assets, { [name]: tool });
       return `${version} (${path})`;
     },
   };
-}
-
-/** "QEMU emulator version 7.2.22 (Debian …)" */
-async function programVersion(context: SetupContext, name: string, path: string, signal: AbortSignal): Promise<string> {
-  if (name !== 'qemu-system-x86_64') return 'installed';
-  const text = await context.runner.run({ argv: [path, '--version'], phase: name, signal });
-  return /version (\S+)/.exec(text)?.[1] ?? 'unknown';
 }
 
 function busyboxStep(context: SetupContext): Step {
@@ -143,7 +137,9 @@ async function needsImage(context: SetupContext, tools: Tools): Promise<boolean>
   const image = await findImage(context.assets).catch(() => undefined);
   if (image === undefined) return true;
   const recipe = await readRecipe(join(context.home, 'guest', 'image.json'));
-  return image.manifest.agent.sha256 !== tools['kata-agent']?.sha256 || !isDeepStrictEqual(image.manifest.recipe, recipe);
+  return (
+    image.manifest.agent.sha256 !== tools['kata-agent']?.sha256 || !isDeepStrictEqual(image.manifest.recipe, recipe)
+  );
 }
 
 /** `from`: repeat this image; else the current image's kernel is kept unless `newest` or the recipe names another. */

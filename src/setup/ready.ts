@@ -1,5 +1,5 @@
 import { accessSync, existsSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { sourceFiles, sourcesSignature } from './sources.ts';
 
 /**
@@ -30,12 +30,10 @@ export const baseSources = (home: string) => [
  */
 export function isReady(home: string, assets: string, pieces: readonly Piece[]): boolean {
   try {
-    const { tools } = JSON.parse(readFileSync(join(assets, 'tools.json'), 'utf8')) as {
-      tools: Record<string, { path: string }>;
-    };
+    const tools = JSON.parse(readFileSync(join(assets, 'tools.json'), 'utf8')) as Record<string, { path: string }>;
     for (const piece of pieces) {
       if (piece === 'vsock' && existsSync(KERNEL_VSOCK)) continue;
-      for (const name of TOOLS_OF[piece]) accessSync(tools[name]?.path ?? '');
+      for (const name of TOOLS_OF[piece]) accessSync(resolve(assets, tools[name]?.path ?? 'none'));
     }
     if (!pieces.includes('base')) return true;
     const current = readFileSync(join(assets, 'guest', 'current'), 'utf8').trim();

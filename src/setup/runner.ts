@@ -91,10 +91,7 @@ function runProgram(call: ProgramCall): Promise<string> {
       killer ??= setTimeout(() => child.kill('SIGKILL'), KILL_AFTER_MS);
     };
     const minutes = Math.round(timeoutMs / 60_000);
-    const timer = setTimeout(
-      () => stop(incomplete(call, `${argv[0]} took over ${minutes} minutes`, tail)),
-      timeoutMs,
-    );
+    const timer = setTimeout(() => stop(incomplete(call, `${argv[0]} took over ${minutes} minutes`, tail)), timeoutMs);
     const cancel = () => stop(new KataError('CANCELLED', `${argv[0]} was ended`, { phase }));
     signal?.addEventListener('abort', cancel, { once: true });
     const onLine = (line: string) => {

@@ -1,11 +1,12 @@
 import { createHash } from 'node:crypto';
 import { chmod, copyFile, mkdir, open, readFile, rename, rm, stat } from 'node:fs/promises';
-import { join } from 'node:path';
+import { join, relative, resolve } from 'node:path';
 import { KataError, Mutex } from '../base/index.ts';
 import { readJsonFile, writeJsonFile } from '../os/index.ts';
 
 /** A program that katad, the keeper or the guest image uses. */
 export interface Tool {
+  /** Absolute. The file keeps those below the assets relative to them, so that a checkout can be moved. */
   path: string;
   sha256: string;
   version: string;
@@ -23,14 +24,15 @@ export async function readTools(assets: string): Promise<Tools> {
   const content = await readJsonFile(toolsFile(assets), VERSION);
   if (content === undefined) return {};
   const tools: Record<string, Tool> = Object.create(null);
-  for (const [name, tool] of Object.entries((content.tools ?? {}) as Record<string, Partial<Tool>>)) {
+  const { version: _, ...entries } = content;
+  for (const [name, tool] of Object.entries(entries as Record<string, Partial<Tool> | null>)) {
     const { path, sha256, version, builtWith } = tool ?? {};
     if ([path, sha256, version, builtWith].some((field) => typeof field !== 'string'))
       throw new KataError('STATE_CORRUPT', `${toolsFile(assets)}: "${name}" is not complete`, {
         phase: 'setup',
         hint: `remove the file and run 'kata setup'`,
       });
-    tools[name] = tool as Tool;
+    tools[name] = { ...(tool as Tool), path: resolve(assets, path as string) };
   }
   return tools;
 }
@@ -41,11 +43,18 @@ const turn = new Mutex();
 /** Records tools beside those that are there, in one step. Under the set-up lock. */
 export function recordTools(assets: string, added: Tools): Promise<void> {
   return turn.run(async () => {
-    const tools = Object.entries({ ...(await readTools(assets)), ...added });
-    const sorted = Object.fromEntries(tools.sort(([a], [b]) => (a < b ? -1 : 1)));
-    const content = { version: VERSION, tools: sorted };
+    const tools = Object.entries({ ...(await readTools(assets)), ...added }).sort(([a], [b]) => (a < b ? -1 : 1));
+    const content = {
+      version: VERSION,
+      ...Object.fromEntries(tools.map(([name, tool]) => [name, stored(assets, tool)])),
+    };
     await writeJsonFile(toolsFile(assets), content, { durable: true, mode: 0o644 });
   });
+}
+
+function stored(assets: string, tool: Tool): Tool {
+  const below = relative(assets, tool.path);
+  return below.startsWith('..') ? tool : { ...tool, path: below };
 }
 
 /**

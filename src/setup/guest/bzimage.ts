@@ -26,7 +26,8 @@ function payload(image: Buffer): { packed: Buffer; size: number } {
   const setupSectors = image[0x1f1] || 4;
   const offset = (setupSectors + 1) * 512 + image.readUInt32LE(0x248);
   const length = image.readUInt32LE(0x24c);
-  if (length < 8 || offset + length > image.length) throw invalid(`the payload (${offset}+${length}) is outside the file`);
+  if (length < 8 || offset + length > image.length)
+    throw invalid(`the payload (${offset}+${length}) is outside the file`);
   // The kernel's build appends the unpacked size to the packed data, save for gzip, where the format itself ends with it.
   const size = image.readUInt32LE(offset + length - 4);
   if (size < 64 || size > MAX_VMLINUX) throw invalid(`the payload claims ${size} bytes`);

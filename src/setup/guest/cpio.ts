@@ -37,7 +37,8 @@ function withParents(entries: readonly CpioEntry[]): CpioEntry[] {
       const parent = parts.slice(0, length).join('/');
       const present = byPath.get(parent);
       if (present === undefined) byPath.set(parent, { path: parent, kind: 'directory' });
-      else if (present.kind !== 'directory') throw new RangeError(`"${parent}" is not a directory but "${path}" is below it`);
+      else if (present.kind !== 'directory')
+        throw new RangeError(`"${parent}" is not a directory but "${path}" is below it`);
     }
   }
   return [...byPath.values()].sort((a, b) => Buffer.compare(Buffer.from(a.path), Buffer.from(b.path)));

@@ -27,7 +27,9 @@ export async function assembleImage(
     { path: 'dev/console', kind: 'character-device', mode: 0o600, major: 5, minor: 1 },
     { path: 'etc/modules.list', kind: 'file', mode: 0o644, data: Buffer.from(modulesList(kernel)) },
     ...modules.map(({ name, data }): CpioEntry => ({ path: modulePath(name), kind: 'file', mode: 0o644, data })),
-    ...recipe.directories.map((path): CpioEntry => ({ path, kind: 'directory', mode: path === 'tmp' ? 0o1777 : 0o755 })),
+    ...recipe.directories.map(
+      (path): CpioEntry => ({ path, kind: 'directory', mode: path === 'tmp' ? 0o1777 : 0o755 }),
+    ),
     ...Object.entries(recipe.symlinks).map(([path, target]): CpioEntry => ({ path, kind: 'symlink', target })),
   ]);
   const files = {

@@ -69,7 +69,8 @@ export async function unpackKernel(
     const files = (await readdir(directory, { recursive: true })).sort();
     const release = only(files, /^boot\/vmlinuz-(.+)$/, 'kernel');
     const modules = only(files, /^(?:usr\/)?lib\/modules\/([^/]+)\/modules\.builtin$/, 'modules.builtin');
-    if (release.match !== modules.match) throw invalid(`kernel ${release.match} comes with modules of ${modules.match}`);
+    if (release.match !== modules.match)
+      throw invalid(`kernel ${release.match} comes with modules of ${modules.match}`);
     if (files.some((name) => name.endsWith('.ko.xz')) && (await context.runner.which('xz')) === undefined)
       await installPackages(context, ['xz-utils'], PHASE, progress, signal);
     const builtin = await readFile(join(directory, modules.file), 'utf8');
@@ -89,7 +90,8 @@ function only(files: readonly string[], pattern: RegExp, what: string): { file: 
     const match = pattern.exec(file)?.[1];
     return match === undefined ? [] : [{ file, match }];
   });
-  if (found.length !== 1 || found[0] === undefined) throw invalid(`the package has ${found.length} files for "${what}"`);
+  if (found.length !== 1 || found[0] === undefined)
+    throw invalid(`the package has ${found.length} files for "${what}"`);
   return found[0];
 }
 

@@ -56,7 +56,11 @@ async function read<T>(path: string, schema: z.ZodType<T>): Promise<T> {
     throw invalid(path, [(error as Error).message]);
   }
   const parsed = schema.safeParse(value);
-  if (!parsed.success) throw invalid(path, parsed.error.issues.map(({ path: at, message }) => `${at.join('.')}: ${message}`));
+  if (!parsed.success)
+    throw invalid(
+      path,
+      parsed.error.issues.map(({ path: at, message }) => `${at.join('.')}: ${message}`),
+    );
   return parsed.data;
 }
 

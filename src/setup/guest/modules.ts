@@ -28,7 +28,8 @@ export async function resolveModules(wanted: readonly string[], source: ModuleSo
     if (done.has(name)) return;
     if (path.includes(name)) throw invalid(`modules depend on each other in a circle: ${[...path, name].join(' → ')}`);
     const data = await source.find(name);
-    if (data === undefined) throw invalid(`the kernel has no module "${name}"${path.length > 0 ? ` (needed by ${path.at(-1)})` : ''}`);
+    if (data === undefined)
+      throw invalid(`the kernel has no module "${name}"${path.length > 0 ? ` (needed by ${path.at(-1)})` : ''}`);
     if (data !== 'builtin') for (const needed of dependencies(name, data)) await visit(needed, [...path, name]);
     done.set(name, data === 'builtin' ? data : { name, data });
   };
@@ -53,7 +54,12 @@ function dependencies(name: string, data: Buffer): string[] {
 /** Modules of an unpacked kernel package: `files` are the paths of all its modules, `builtin` is its modules.builtin. */
 export function packageModules(files: readonly string[], builtin: string, unxz: Unxz): ModuleSource {
   const byName = new Map(files.map((path) => [moduleName(path), path]));
-  const builtins = new Set(builtin.split('\n').filter((line) => line !== '').map(moduleName));
+  const builtins = new Set(
+    builtin
+      .split('\n')
+      .filter((line) => line !== '')
+      .map(moduleName),
+  );
   return {
     async find(name) {
       const path = byName.get(name);
@@ -74,4 +80,7 @@ const moduleName = (path: string): string => normalise(basename(path).replace(/\
 const normalise = (name: string): string => name.replaceAll('-', '_');
 
 const invalid = (cause: string): KataError =>
-  new KataError('GUEST_IMAGE_INVALID', cause, { phase: 'guest-modules', hint: 'see the module list in guest/image.json' });
+  new KataError('GUEST_IMAGE_INVALID', cause, {
+    phase: 'guest-modules',
+    hint: 'see the module list in guest/image.json',
+  });

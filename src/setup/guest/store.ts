@@ -76,7 +76,8 @@ export async function findImage(assets: string, prefix?: string): Promise<Stored
   );
   const [image] = found;
   if (image !== undefined && found.length === 1) return image;
-  const what = prefix === undefined ? 'no guest image is in use' : `${found.length || 'no'} guest images start with "${prefix}"`;
+  const what =
+    prefix === undefined ? 'no guest image is in use' : `${found.length || 'no'} guest images start with "${prefix}"`;
   throw new KataError('NOT_FOUND', what, {
     phase: 'guest-image',
     hint: images.length === 0 ? `run 'kata guest build'` : `run 'kata guest list'`,
@@ -141,5 +142,4 @@ async function writeDurably(path: string, data: Buffer | string): Promise<void> 
   } finally {
     await file.close();
   }
-
 }

@@ -1,0 +1,109 @@
+import { constants } from 'node:fs';
+import { access, mkdir, readFile, rmdir, stat } from 'node:fs/promises';
+import { dirname } from 'node:path';
+import { formatBytes, newSandboxUid } from '../../base/index.ts';
+import { chooseAccelerator, createHostCgroup, diskFreeBytes, removeHostCgroup, run } from '../../os/index.ts';
+import { readTools } from '../tools.ts';
+import { type Check, failed, ok, warning } from './types.ts';
+
+/** sun_path holds 107 bytes; sockets below the run directory need the rest. */
+const RUN_PATH_MAX_BYTES = 60;
+const MEMORY_MIN_BYTES = 384 * 2 ** 20;
+const MEMORY_GOOD_BYTES = 2 ** 30;
+const DISK_MIN_BYTES = 256 * 2 ** 20;
+const DISK_GOOD_BYTES = 2 * 2 ** 30;
+
+const rights: Check = {
+  name: 'rights',
+  timeoutMs: 5_000,
+  async probe(_, signal) {
+    if (process.geteuid?.() !== 0)
+      return failed('engine-start', `the engine needs root; this is user ${process.geteuid?.()}`, 'run as root');
+    await run(['unshare', '--mount', '--propagation', 'slave', 'true'], 'namespaces', { signal });
+    const { stdout } = await run(['unshare', '--net', 'true'], 'namespaces', { signal }).catch(() => ({
+      stdout: 'no',
+    }));
+    return stdout === '' ? ok('root, mount and network namespaces') : ok('root, mount namespaces');
+  },
+};
+
+const kvm: Check = {
+  name: 'kvm',
+  timeoutMs: 10_000,
+  async probe({ assets, root }, signal) {
+    const keeper = (await readTools(assets))['kata-keeper'];
+    if (keeper === undefined) return failed('setup', 'no kata-keeper to probe with', `run 'kata setup'`);
+    await mkdir(root, { recursive: true, mode: 0o700 });
+    const { accel, reason } = await chooseAccelerator(root, keeper.path, { signal });
+    if (accel === 'kvm') return ok(`KVM runs guests: ${reason}`);
+    const fix = 'enable virtualisation in the firmware, or nested virtualisation where this host is a guest';
+    return warning(`no KVM, guests are emulated (some five times slower): ${reason}`, fix);
+  },
+};
+
+const memory: Check = {
+  name: 'memory',
+  timeoutMs: 5_000,
+  async probe() {
+    const text = await readFile('/proc/meminfo', 'utf8');
+    const bytes = Number(/^MemAvailable:\s+(\d+) kB$/m.exec(text)?.[1] ?? 0) * 1024;
+    const detail = `${formatBytes(bytes)} available`;
+    if (bytes < MEMORY_MIN_BYTES)
+      return failed('boot', `${detail}; one machine needs ${formatBytes(MEMORY_MIN_BYTES)}`, 'free memory');
+    return bytes < MEMORY_GOOD_BYTES ? warning(`${detail}: enough for one or two machines`, 'free memory') : ok(detail);
+  },
+};
+
+const disk: Check = {
+  name: 'disk',
+  timeoutMs: 5_000,
+  async probe({ root }) {
+    const place = await nearestDirectory(root);
+    const bytes = await diskFreeBytes(place);
+    const detail = `${formatBytes(bytes)} free for ${root}`;
+    if (bytes < DISK_MIN_BYTES)
+      return failed('image', `${detail}; less than ${formatBytes(DISK_MIN_BYTES)}`, 'free disk space');
+    return bytes < DISK_GOOD_BYTES ? warning(detail, 'free disk space') : ok(detail);
+  },
+};
+
+const cgroups: Check = {
+  name: 'cgroups',
+  timeoutMs: 5_000,
+  async probe() {
+    const limits = { cpus: 1, memoryBytes: 512 * 2 ** 20, pids: 1000 };
+    const made = await createHostCgroup(newSandboxUid(), limits);
+    await removeHostCgroup(made.directories);
+    const version = (await stat('/sys/fs/cgroup/cgroup.controllers').catch(() => undefined)) === undefined ? 1 : 2;
+    if (made.unusable.length > 0)
+      return warning(
+        `cgroup v${version}; some limits of the host's side cannot be set (the machine itself still bounds its guest)`,
+        "give this host's root the controllers cpu, memory and pids",
+        made.unusable,
+      );
+    return ok(`cgroup v${version}, limits for cpu, memory and pids can be set`);
+  },
+};
+
+const runDirectory: Check = {
+  name: 'run directory',
+  timeoutMs: 5_000,
+  async probe({ run: directory }) {
+    const length = Buffer.byteLength(directory);
+    const fix = 'set KATA_RUN to a short path that may be written';
+    if (length > RUN_PATH_MAX_BYTES)
+      return failed('engine-start', `${directory} has ${length} bytes, at most ${RUN_PATH_MAX_BYTES} fit`, fix);
+    const isNew = (await stat(directory).catch(() => undefined)) === undefined;
+    await mkdir(directory, { recursive: true, mode: 0o700 });
+    await access(directory, constants.W_OK | constants.X_OK);
+    if (isNew) await rmdir(directory).catch(() => {});
+    return ok(`${directory}, ${length} of at most ${RUN_PATH_MAX_BYTES} bytes`);
+  },
+};
+
+async function nearestDirectory(path: string): Promise<string> {
+  const found = await stat(path).catch(() => undefined);
+  return found?.isDirectory() || path === dirname(path) ? path : nearestDirectory(dirname(path));
+}
+
+export const HOST_CHECKS: readonly Check[] = [rights, kvm, memory, disk, cgroups, runDirectory];

@@ -36,6 +36,8 @@ export interface HelloResponse {
   pid: number;
   /** Field 22 of /proc/PID/stat. */
   start_time_ticks: bigint;
+  /** The guest's CID where the keeper uses the kernel's vhost-vsock, else 0. */
+  guest_cid: number;
 }
 
 export interface StateRequest {
@@ -80,7 +82,7 @@ export interface CreateMemoryResponse {
 }
 
 export interface InheritedFd {
-  /** Name given to CreateMemory. */
+  /** Name given to CreateMemory, or "vhost-vsock": the kernel's vsock device with the guest's CID set. */
   memory: string;
   /** The number the child sees. */
   target_fd: number;
@@ -384,7 +386,7 @@ export const HelloRequest: MessageFns<HelloRequest> = {
 };
 
 function createBaseHelloResponse(): HelloResponse {
-  return { version: 0, keeper_version: "", sandbox_uid: "", pid: 0, start_time_ticks: 0n };
+  return { version: 0, keeper_version: "", sandbox_uid: "", pid: 0, start_time_ticks: 0n, guest_cid: 0 };
 }
 
 export const HelloResponse: MessageFns<HelloResponse> = {
@@ -406,6 +408,9 @@ export const HelloResponse: MessageFns<HelloResponse> = {
         throw new globalThis.Error("value provided for field message.start_time_ticks of type uint64 too large");
       }
       writer.uint32(40).uint64(message.start_time_ticks);
+    }
+    if (message.guest_cid !== 0) {
+      writer.uint32(48).uint32(message.guest_cid);
     }
     return writer;
   },
@@ -463,6 +468,14 @@ export const HelloResponse: MessageFns<HelloResponse> = {
             message.start_time_ticks = reader.uint64() as bigint;
             continue;
           }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.guest_cid = reader.uint32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -487,6 +500,7 @@ export const HelloResponse: MessageFns<HelloResponse> = {
     message.start_time_ticks = (object.start_time_ticks !== undefined && object.start_time_ticks !== null)
       ? BigInt(object.start_time_ticks)
       : 0n;
+    message.guest_cid = object.guest_cid ?? 0;
     return message;
   },
 };

@@ -54,7 +54,7 @@ export class LayerTree {
     if (path.concat(name ?? []).some((part) => part.startsWith(WHITEOUT_META) && part !== OPAQUE)) return undefined;
     if (path.some((part) => part.startsWith(WHITEOUT))) throw refuse(header, 'has a whiteout as a parent');
     if (name === undefined) {
-      if (header.type !== 'directory') throw refuse(header, 'replaces the root directory');
+      if (kindOf(header) !== 'directory') throw refuse(header, 'replaces the root directory');
       this.#setAttributes(this.root, header);
       return undefined;
     }

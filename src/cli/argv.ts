@@ -133,7 +133,8 @@ function store(
   let stored = value;
   if (flag.kind === 'bool') {
     const bool = Object.hasOwn(BOOLEANS, value) ? BOOLEANS[value] : undefined;
-    if (bool === undefined) throw new UsageError(`invalid argument "${value}" for "${written}" flag: not a boolean`, command);
+    if (bool === undefined)
+      throw new UsageError(`invalid argument "${value}" for "${written}" flag: not a boolean`, command);
     stored = bool;
   }
   const list = values.get(flag.long);
@@ -156,7 +157,11 @@ function unknownFlag(command: Command, written: string, name: string): KataError
     if (name === long || name === flag.short) return refusal(written, flag);
   const names = command.flags.flatMap((flag) => [flag.long, ...(flag.aliases ?? [])]);
   const near = written.startsWith('--') ? didYouMean(name, names) : undefined;
-  return new UsageError(`unknown flag: ${written}`, command, near === undefined ? {} : { hint: `did you mean --${near}?` });
+  return new UsageError(
+    `unknown flag: ${written}`,
+    command,
+    near === undefined ? {} : { hint: `did you mean --${near}?` },
+  );
 }
 
 function refusal(rawName: string, flag: RefusedFlag): KataError {

@@ -1,6 +1,7 @@
 import { join, resolve } from 'node:path';
 import type { ApiAnswer, ApiArguments, ApiClient, CallOptions, EndpointName } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
+import type { Piece } from '../setup/index.ts';
 
 export interface Locations {
   /** State root. */
@@ -10,17 +11,17 @@ export interface Locations {
   assets: string;
 }
 
-type SetupPiece = 'base' | 'virtiofsd' | 'vsock';
-
 /** sun_path holds 107 bytes; the sockets below the run directory need the rest. */
 const RUN_PATH_MAX_BYTES = 60;
 /** 128 + SIGPIPE. */
 export const EXIT_SIGPIPE = 141;
 const DEFAULT_ROOT = '/var/lib/kata-ts';
 
-/** Directory that holds dist/ or src/: two places run this file, `dist/kata.mjs` and `src/cli/main.ts`. */
-export const checkoutDir = (moduleDir: string): string =>
-  resolve(moduleDir, moduleDir.endsWith(join('src', 'cli')) ? '../..' : '..');
+/** The checkout that a module directory lies in: `dist/`, `src/cli/` or `src/cli/commands/`. */
+export const checkoutDir = (moduleDir: string): string => {
+  const source = moduleDir.lastIndexOf(join('/', 'src', 'cli'));
+  return source < 0 ? resolve(moduleDir, '..') : moduleDir.slice(0, source);
+};
 
 /** Paths by docs/ARCHITECTURE.md, "Where things are". Flags win over the environment. */
 export function locate(
@@ -89,9 +90,9 @@ export class Context {
   }
 
   /** Makes sure that the named pieces of the installation are there; builds or fetches what is missing. */
-  async ensureSetup(pieces: readonly SetupPiece[]): Promise<void> {
-    const { ensureSetup } = await import('./setup.ts');
-    await ensureSetup(this, pieces);
+  async ensureSetup(pieces: readonly Piece[]): Promise<void> {
+    const { ensure } = await import('../setup/index.ts');
+    await ensure(pieces, { assets: this.locations.assets });
   }
 }
 

@@ -22,7 +22,12 @@ const list = (long: string, value: string, help: string, more: Partial<FlagSpec>
   help,
   ...more,
 });
-const bool = (long: string, help: string, more: Partial<FlagSpec> = {}): FlagSpec => ({ long, kind: 'bool', help, ...more });
+const bool = (long: string, help: string, more: Partial<FlagSpec> = {}): FlagSpec => ({
+  long,
+  kind: 'bool',
+  help,
+  ...more,
+});
 
 /** Flags that run and create share. */
 export const CREATE_FLAGS: readonly FlagSpec[] = [
@@ -30,12 +35,18 @@ export const CREATE_FLAGS: readonly FlagSpec[] = [
   bool('tty', 'Give the process a terminal', { short: 't' }),
   bool('rm', 'Remove the container and its anonymous volumes when it ends'),
   text('name', 'NAME', 'Name of the container'),
-  list('env', 'NAME[=VALUE]', 'Set an environment variable; NAME alone passes on the value of the caller', { short: 'e' }),
+  list('env', 'NAME[=VALUE]', 'Set an environment variable; NAME alone passes on the value of the caller', {
+    short: 'e',
+  }),
   list('env-file', 'FILE', 'Read environment variables from a file'),
   text('workdir', 'DIR', 'Working directory in the container', { short: 'w' }),
   text('user', 'USER[:GROUP]', 'Name or id of the user', { short: 'u' }),
   list('volume', '[SOURCE:]TARGET[:ro]', 'Mount a host path or a volume', { short: 'v' }),
-  list('mount', 'type=TYPE,...', 'Mount by keys: type (bind, volume, tmpfs), source, target, readonly, tmpfs-size, tmpfs-mode'),
+  list(
+    'mount',
+    'type=TYPE,...',
+    'Mount by keys: type (bind, volume, tmpfs), source, target, readonly, tmpfs-size, tmpfs-mode',
+  ),
   list('tmpfs', 'TARGET[:OPTIONS]', 'Mount a memory file system'),
   text('cpus', 'NUMBER', 'vCPUs of the virtual machine and CPU limit of the container: 0.5, 2'),
   text('memory', 'SIZE', 'Memory of the container: 512m, 2g', { short: 'm' }),
@@ -53,9 +64,15 @@ export const CREATE_FLAGS: readonly FlagSpec[] = [
   text('stop-timeout', 'SECONDS', 'Time until SIGKILL follows the stop signal; -1 waits for ever'),
   bool('init', 'Run an init that reaps processes and forwards signals'),
   text('cidfile', 'FILE', 'Write the id of the container to a new file'),
-  list('attach', 'STREAM', 'Attach to stdin, stdout or stderr only', { short: 'a', choices: ['stdin', 'stdout', 'stderr'] }),
+  list('attach', 'STREAM', 'Attach to stdin, stdout or stderr only', {
+    short: 'a',
+    choices: ['stdin', 'stdout', 'stderr'],
+  }),
   text('sandbox', 'CONTAINER', 'Share the virtual machine of a running container'),
-  text('rootfs', 'DRIVER', 'How the root file system reaches the guest', { choices: ['block', 'virtiofs'], default: 'block' }),
+  text('rootfs', 'DRIVER', 'How the root file system reaches the guest', {
+    choices: ['block', 'virtiofs'],
+    default: 'block',
+  }),
   text('disk-size', 'SIZE', "Size of the container's writable disk: 10g"),
   text('machine', 'TYPE', 'Machine type', { choices: ['q35', 'microvm'], default: 'q35' }),
   text('accel', 'ACCELERATOR', 'Virtualization', { choices: ['auto', 'kvm', 'tcg'], default: 'auto' }),
@@ -89,9 +106,13 @@ export function attachedStreams(flags: Flags, detach: boolean): Attached {
   const named = flags.list('attach').map((name) => name.toLowerCase());
   for (const name of named)
     if (!['stdin', 'stdout', 'stderr'].includes(name))
-      throw new UsageError(`invalid argument "${name}" for "-a, --attach" flag: valid streams are STDIN, STDOUT and STDERR`, undefined);
+      throw new UsageError(
+        `invalid argument "${name}" for "-a, --attach" flag: valid streams are STDIN, STDOUT and STDERR`,
+        undefined,
+      );
   if (detach) {
-    if (named.length > 0) throw bad('conflicting options: cannot specify both --attach and --detach');
+    if (named.length > 0)
+      throw new UsageError('conflicting options: cannot specify both --attach and --detach', undefined, { exit: 1 });
     return { stdin: false, stdout: false, stderr: false };
   }
   if (named.length === 0) return { stdin: flags.bool('interactive'), stdout: true, stderr: true };
@@ -171,7 +192,8 @@ function strings(flags: Flags): Partial<CreateContainerInput> {
   }
   const workdir = flags.string('workdir');
   if (workdir !== undefined) {
-    if (!workdir.startsWith('/')) throw bad(`the working directory '${workdir}' is invalid: it is not an absolute path`);
+    if (!workdir.startsWith('/'))
+      throw bad(`the working directory '${workdir}' is invalid: it is not an absolute path`);
     out.workdir = workdir;
   }
   const stopSignal = flags.string('stop-signal');
@@ -247,7 +269,8 @@ function securityOption(option: string): string[] {
     'writable-cgroups': 'control groups stay read-only',
   };
   const reason = Object.hasOwn(reasons, name) ? reasons[name] : undefined;
-  if (reason !== undefined) throw new KataError('UNSUPPORTED_FLAG', `--security-opt ${option} is not supported: ${reason}`);
+  if (reason !== undefined)
+    throw new KataError('UNSUPPORTED_FLAG', `--security-opt ${option} is not supported: ${reason}`);
   throw bad(`invalid --security-opt: "${option}"`, 'no-new-privileges, seccomp=unconfined or seccomp=FILE');
 }
 
@@ -262,8 +285,9 @@ function readProfile(path: string): string {
 }
 
 /** Names of setrlimit(2), as docker takes them. */
-const ULIMITS =
-  'core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack'.split(' ');
+const ULIMITS = 'core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack'.split(
+  ' ',
+);
 
 function parseUlimit(option: string): { name: string; soft: number; hard: number } {
   const match = /^([a-z]+)=(-1|\d+|unlimited)(?::(-1|\d+|unlimited))?$/.exec(option);
@@ -273,7 +297,6 @@ function parseUlimit(option: string): { name: string; soft: number; hard: number
   const limit = (written: string) => (written === 'unlimited' ? -1 : Number(written));
   const soft = limit(softText);
   const hard = limit(hardText);
-  if (hard !== -1 && (soft === -1 || soft > hard))
-    throw bad(`ulimit ${option}: the soft limit is over the hard limit`);
+  if (hard !== -1 && (soft === -1 || soft > hard)) throw bad(`ulimit ${option}: the soft limit is over the hard limit`);
   return { name, soft, hard };
 }

@@ -172,9 +172,13 @@ function toolPath(assets: string, name: string): string {
   const file = join(assets, 'tools.json');
   let path: unknown;
   try {
-    path = JSON.parse(readFileSync(file, 'utf8'))[name]?.path;
+    path = JSON.parse(readFileSync(file, 'utf8')).tools?.[name]?.path;
   } catch (cause) {
-    throw new KataError('SETUP_INCOMPLETE', `cannot read ${file}`, { phase: 'engine-start', cause, hint: 'run `kata setup`' });
+    throw new KataError('SETUP_INCOMPLETE', `cannot read ${file}`, {
+      phase: 'engine-start',
+      cause,
+      hint: 'run `kata setup`',
+    });
   }
   if (typeof path !== 'string')
     throw new KataError('SETUP_INCOMPLETE', `${file} does not name ${name}`, {
@@ -187,7 +191,11 @@ function toolPath(assets: string, name: string): string {
 /** The bundle beside this one; from a checkout's sources, the bundle in dist/, else the source. */
 function engineScript(): string {
   const checkout = checkoutDir(import.meta.dirname);
-  const candidates = [join(import.meta.dirname, 'katad.mjs'), join(checkout, 'dist/katad.mjs'), join(checkout, 'src/wiring.ts')];
+  const candidates = [
+    join(import.meta.dirname, 'katad.mjs'),
+    join(checkout, 'dist/katad.mjs'),
+    join(checkout, 'src/wiring.ts'),
+  ];
   const found = candidates.find((path) => existsSync(path));
   if (found === undefined)
     throw new KataError('SETUP_INCOMPLETE', 'katad is not built', {

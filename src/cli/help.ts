@@ -5,7 +5,12 @@ const WIDTH = 100;
 
 export const GLOBAL_FLAGS: readonly FlagSpec[] = [
   { long: 'root', kind: 'string', value: 'DIR', help: 'State root (KATA_ROOT; default /var/lib/kata-ts)' },
-  { long: 'run', kind: 'string', value: 'DIR', help: 'Directory of sockets (KATA_RUN; default /run/kata-ts, or run/ below another root)' },
+  {
+    long: 'run',
+    kind: 'string',
+    value: 'DIR',
+    help: 'Directory of sockets (KATA_RUN; default /run/kata-ts, or run/ below another root)',
+  },
   { long: 'debug', kind: 'bool', help: 'Show the code and stack of errors' },
   { long: 'version', kind: 'bool', help: 'Print the version' },
 ];
@@ -50,7 +55,8 @@ function flagLines(flags: readonly FlagSpec[]): string[] {
   const sorted = [...flags].sort((a, b) => (a.long < b.long ? -1 : 1));
   const left = Math.max(...sorted.map((flag) => flagHead(flag).length)) + 3;
   return sorted.flatMap((flag) => {
-    const text = flag.default === undefined ? flag.help : `${flag.help} (default ${flag.default})`;
+    const choices = flag.choices === undefined || flag.choices.length < 2 ? '' : `: ${flag.choices.join(', ')}`;
+    const text = `${flag.help}${choices}${flag.default === undefined ? '' : ` (default ${flag.default})`}`;
     const [first = '', ...more] = wrap(text, Math.max(30, WIDTH - left - 2));
     return [`  ${flagHead(flag).padEnd(left)}${first}`, ...more.map((line) => ' '.repeat(left + 2) + line)];
   });

@@ -62,9 +62,10 @@ function headerRow(listing: Listing): Row {
 /** In the header line functions leave the header as it is. */
 const HEADER_FUNCTIONS: ReadonlyMap<string, TemplateFunction> = new Map<string, TemplateFunction>([
   ...FUNCTIONS,
-  ...['json', 'split', 'join', 'title', 'lower', 'upper', 'pad', 'truncate'].map(
-    (name): [string, TemplateFunction] => [name, (value) => value],
-  ),
+  ...['json', 'split', 'join', 'title', 'lower', 'upper', 'pad', 'truncate'].map((name): [string, TemplateFunction] => [
+    name,
+    (value) => value,
+  ]),
 ]);
 
 /** Aligns tab-separated lines; the last cell of a line is not padded. */

@@ -19,14 +19,14 @@ export function parseLogLine(line: Buffer): LogEntry | undefined {
   const first = line.indexOf(SPACE);
   const second = line.indexOf(SPACE, first + 1);
   if (first < 20 || second < 0 || second > MAX_HEAD_BYTES) return undefined;
-  const stream = line.latin1Slice(first + 1, second);
-  const tag = line.latin1Slice(second + 1, second + 2);
+  const stream = line.toString('latin1', first + 1, second);
+  const tag = line.toString('latin1', second + 1, second + 2);
   const hasText = line[second + 2] === SPACE;
   if (!hasText && line.length !== second + 2) return undefined;
   const known = stream === 'system' ? tag === 'D' : (stream === 'stdout' || stream === 'stderr') && 'FP'.includes(tag);
   if (!known || tag === '') return undefined;
   return {
-    time: normalizeTime(line.latin1Slice(0, first)),
+    time: normalizeTime(line.toString('latin1', 0, first)),
     stream: stream as LogEntry['stream'],
     tag: tag as LogEntry['tag'],
     text: line.subarray(hasText ? second + 3 : second + 2),

@@ -21,7 +21,8 @@ export interface LogPosition {
   offset: number;
 }
 
-export const inodeOf = (path: string): bigint | undefined => statSync(path, { bigint: true, throwIfNoEntry: false })?.ino;
+export const inodeOf = (path: string): bigint | undefined =>
+  statSync(path, { bigint: true, throwIfNoEntry: false })?.ino;
 
 /**
  * Opens a log and its rotated files, oldest first. The set is of one moment: a rotation meanwhile is noticed by the inodes

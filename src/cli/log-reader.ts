@@ -53,7 +53,8 @@ export class LogReader {
     };
     void ended.then(finish, finish);
     const timers = [setInterval(() => wake(), RECHECK_MS)];
-    if (untilMs !== undefined) timers.push(setTimeout(finish, Math.max(0, Math.min(untilMs - Date.now(), 2 ** 31 - 1))));
+    if (untilMs !== undefined)
+      timers.push(setTimeout(finish, Math.max(0, Math.min(untilMs - Date.now(), 2 ** 31 - 1))));
     let watcher: FSWatcher | undefined;
     try {
       watcher = watch(dirname(this.#path), () => wake());

@@ -1,7 +1,7 @@
 #!/usr/bin/env node
-import type { Command } from './command.ts';
-import { parseFlags, UsageError } from './argv.ts';
 import { KataError } from '../base/index.ts';
+import { parseFlags, UsageError } from './argv.ts';
+import type { Command } from './command.ts';
 import { Context, locate } from './context.ts';
 import { findEntry } from './registry.ts';
 
@@ -44,7 +44,10 @@ async function findCommand(argv: readonly string[]): Promise<{ command: Command;
     const name = argv.slice(0, words).join(' ');
     const { didYouMean } = await import('./suggest.ts');
     const { ENTRIES } = await import('./registry.ts');
-    const near = didYouMean(argv[words - 1] ?? '', ENTRIES.map((e) => e.name));
+    const near = didYouMean(
+      argv[words - 1] ?? '',
+      ENTRIES.map((e) => e.name),
+    );
     const hint = near === undefined ? "run 'kata --help'" : `did you mean 'kata ${near}'?`;
     throw new UsageError(`unknown command: ${name}`, undefined, { hint, exit: 1 });
   }

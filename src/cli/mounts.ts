@@ -137,7 +137,13 @@ function tmpfsOptions(take: (key: string) => string | undefined, text: string): 
 function parseTmpfs(text: string): Tmpfs {
   const colon = text.indexOf(':');
   const target = absolute(colon < 0 ? text : text.slice(0, colon), `--tmpfs ${text}`);
-  const options = colon < 0 ? [] : text.slice(colon + 1).split(',').filter((option) => option !== '');
+  const options =
+    colon < 0
+      ? []
+      : text
+          .slice(colon + 1)
+          .split(',')
+          .filter((option) => option !== '');
   return { target, options };
 }
 

@@ -33,7 +33,11 @@ export const REFUSED_RUN_FLAGS: Readonly<Record<string, RefusedFlag>> = {
     'health-cmd health-interval health-retries health-start-interval health-start-period health-timeout',
     'check from outside with `kata exec`',
   ),
-  ...none('each virtual machine has its own kernel and namespaces', 'ipc pid uts userns cgroupns cgroup-parent', 'join another sandbox with --sandbox'),
+  ...none(
+    'each virtual machine has its own kernel and namespaces',
+    'ipc pid uts userns cgroupns cgroup-parent',
+    'join another sandbox with --sandbox',
+  ),
   ...none(
     'the virtual machine is given whole vCPUs and memory',
     'cpu-period cpu-quota cpu-rt-period cpu-rt-runtime cpu-shares/c cpuset-cpus cpuset-mems',
@@ -90,10 +94,6 @@ export const REFUSED_UPDATE_FLAGS = {
     'cpu-period cpu-quota cpu-rt-period cpu-rt-runtime cpu-shares/c cpuset-cpus cpuset-mems blkio-weight',
     'use --cpus',
   ),
-  ...none(
-    'the virtual machine has no swap',
-    'memory-reservation memory-swap kernel-memory',
-    'use --memory',
-  ),
+  ...none('the virtual machine has no swap', 'memory-reservation memory-swap kernel-memory', 'use --memory'),
   ...none('a stopped container is not started again by itself', 'restart'),
 };

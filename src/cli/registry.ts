@@ -81,3 +81,8 @@ export function findEntry(argv: readonly string[]): { entry: Entry | undefined; 
   const entry = ENTRIES.find((e) => e.name === name && (!grouped || e.section === 'Containers'));
   return { entry, words: grouped ? 2 : 1 };
 }
+
+/** Every command: for completion and the check of the documentation. */
+export async function loadAll(): Promise<Command[]> {
+  return (await Promise.all(ENTRIES.map((entry) => entry.load()))).map(({ command }) => command);
+}

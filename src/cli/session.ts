@@ -1,5 +1,6 @@
 import type { ExitInfo, StreamAnswer } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
+import { UsageError } from './argv.ts';
 import { type Context, EXIT_SIGPIPE } from './context.ts';
 import { escapeControls } from './escape.ts';
 import { resizeFrame, signalFrame } from './frames.ts';
@@ -29,10 +30,11 @@ export interface SessionEnd {
 const IMPATIENT_SIGNALS = 3;
 const ASK_TIMEOUT_MS = 10_000;
 
-/** Refuses a terminal process without a terminal, in docker's words; what scripts match on. */
+/** Refuses a terminal process without a terminal, with docker's words and exit code, which scripts match on. */
 export function checkTty(stdin: boolean, tty: boolean): void {
   if (stdin && tty && !process.stdin.isTTY)
-    throw new KataError('INVALID_ARGUMENT', 'the input device is not a TTY', {
+    throw new UsageError('the input device is not a TTY', undefined, {
+      exit: 1,
       hint: 'leave out -t, or run it in a terminal',
     });
 }
@@ -135,7 +137,7 @@ export function exitNote(exit: StreamExit | ExitInfo): string | undefined {
 }
 
 /** The keeper went without a word: the engine finds out why and has it within seconds. */
-async function explainLoss(context: Context, container: string, lost: KataError): Promise<KataError> {
+export async function explainLoss(context: Context, container: string, lost: KataError): Promise<KataError> {
   const evidence = [...lost.evidence];
   try {
     const answer = await context.call(

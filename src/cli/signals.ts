@@ -8,7 +8,22 @@ const NUMBERS: Readonly<Record<string, number>> = constants.signals;
  * business), TTIN and TTOU (catching them would spin on the terminal), PROF (V8's), and the four that mean a fault of the
  * client itself. Real-time signals cannot be caught by Node.
  */
-const KEPT = ['KILL', 'STOP', 'CHLD', 'PIPE', 'WINCH', 'URG', 'TTIN', 'TTOU', 'PROF', 'SEGV', 'BUS', 'FPE', 'ILL', 'TRAP'];
+const KEPT = [
+  'KILL',
+  'STOP',
+  'CHLD',
+  'PIPE',
+  'WINCH',
+  'URG',
+  'TTIN',
+  'TTOU',
+  'PROF',
+  'SEGV',
+  'BUS',
+  'FPE',
+  'ILL',
+  'TRAP',
+];
 /** Second names of the same numbers. */
 const SYNONYMS = ['SIGIOT', 'SIGPOLL', 'SIGUNUSED'];
 
@@ -26,6 +41,7 @@ export function checkSignal(text: string): string {
     number === undefined
       ? Object.hasOwn(NUMBERS, `SIG${name}`) || /^RTM(IN|AX)([+-]\d{1,2})?$/.test(name)
       : number >= 1 && number <= 64;
-  if (!known) throw new KataError('INVALID_ARGUMENT', `invalid signal: ${text}`, { hint: 'for example KILL, SIGTERM or 9' });
+  if (!known)
+    throw new KataError('INVALID_ARGUMENT', `invalid signal: ${text}`, { hint: 'for example KILL, SIGTERM or 9' });
   return name;
 }

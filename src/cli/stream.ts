@@ -66,15 +66,26 @@ export class StreamClient {
       output: (type, bytes) => this.#output(type === FRAME.stdout ? 'stdout' : 'stderr', bytes),
       control: (type, payload) => this.#control(type, payload),
     });
-    const sink = (stream: Writable) => new Sink(stream, () => this.#flow(), () => this.#finish({ kind: 'output-closed' }));
+    const sink = (stream: Writable) =>
+      new Sink(
+        stream,
+        () => this.#flow(),
+        () => this.#finish({ kind: 'output-closed' }),
+      );
     this.#sinks = { stdout: sink(options.stdout), stderr: sink(options.stderr) };
     this.#socket = connect({ path: options.answer.socket });
     this.#socket.setNoDelay(true);
     if (options.stdin !== undefined)
-      this.#input = new StdinPump(this.#socket, options.stdin, new DetachScanner(options.detachKeys ?? Buffer.alloc(0)), () =>
-        this.detach(),
+      this.#input = new StdinPump(
+        this.#socket,
+        options.stdin,
+        new DetachScanner(options.detachKeys ?? Buffer.alloc(0)),
+        () => this.detach(),
       );
-    this.#readyTimer = setTimeout(() => this.#lost(`it did not answer within ${READY_TIMEOUT_MS} ms`), READY_TIMEOUT_MS);
+    this.#readyTimer = setTimeout(
+      () => this.#lost(`it did not answer within ${READY_TIMEOUT_MS} ms`),
+      READY_TIMEOUT_MS,
+    );
     this.#listen();
   }
 

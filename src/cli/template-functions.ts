@@ -41,7 +41,10 @@ export function formatValue(value: Value): string {
     return `map[${sortedEntries(value)
       .map(([key, entry]) => `${key}:${formatValue(entry)}`)
       .join(' ')}]`;
-  if (isStruct(value)) return `{${dataFields(value).map(([, field]) => formatValue(field)).join(' ')}}`;
+  if (isStruct(value))
+    return `{${dataFields(value)
+      .map(([, field]) => formatValue(field))
+      .join(' ')}}`;
   return String(value);
 }
 
@@ -86,7 +89,9 @@ function list(value: Value, name: string): readonly Value[] {
 
 function arity(args: Value[], min: number, max: number, name: string): void {
   if (args.length < min || args.length > max)
-    throw bad(`wrong number of arguments for ${name}: want ${min === max ? min : `at least ${min}`}, got ${args.length}`);
+    throw bad(
+      `wrong number of arguments for ${name}: want ${min === max ? min : `at least ${min}`}, got ${args.length}`,
+    );
 }
 
 function length(value: Value): number {
@@ -168,7 +173,7 @@ function printf(...args: Value[]): string {
   let at = 0;
   const out = text(format, 'printf').replace(
     /%([-+0 #]*)(\d+)?(?:\.(\d+))?([a-zA-Z%])/g,
-    (whole, flags: string, width: string | undefined, precision: string | undefined, verb: string) => {
+    (_whole, flags: string, width: string | undefined, precision: string | undefined, verb: string) => {
       if (verb === '%') return '%';
       if (at >= values.length) return `%!${verb}(MISSING)`;
       const body = formatVerb(verb, values[at++], flags, precision);

@@ -95,13 +95,22 @@ function scan(source: string, start: number): { tokens: Token[]; end: number; tr
   }
 }
 
-const ESCAPES: Record<string, string> = { n: '\n', t: '\t', r: '\r', '\\': '\\', '"': '"', "'": "'", a: '\x07', b: '\b' };
+const ESCAPES: Record<string, string> = {
+  n: '\n',
+  t: '\t',
+  r: '\r',
+  '\\': '\\',
+  '"': '"',
+  "'": "'",
+  a: '\x07',
+  b: '\b',
+};
 
 function unquote(quoted: string): string {
-  return quoted.slice(1, -1).replace(/\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.)/g, (_, escape: string) => {
-    if (escape.length > 1) return String.fromCharCode(Number.parseInt(escape.slice(1), 16));
-    const character = Object.hasOwn(ESCAPES, escape) ? ESCAPES[escape] : undefined;
-    if (character === undefined) throw bad(`unknown escape \\${escape}`);
+  return quoted.slice(1, -1).replace(/\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.)/g, (_, code: string) => {
+    if (code.length > 1) return String.fromCharCode(Number.parseInt(code.slice(1), 16));
+    const character = Object.hasOwn(ESCAPES, code) ? ESCAPES[code] : undefined;
+    if (character === undefined) throw bad(`unknown escape \\${code}`);
     return character;
   });
 }

@@ -1,5 +1,13 @@
-import { formatValue, FUNCTIONS, isMap, isStruct, type TemplateFunction, truth, type Value } from './template-functions.ts';
-import { bad, type Node, type Operand, parseTemplate, type Pipe } from './template-parse.ts';
+import {
+  FUNCTIONS,
+  formatValue,
+  isMap,
+  isStruct,
+  type TemplateFunction,
+  truth,
+  type Value,
+} from './template-functions.ts';
+import { bad, type Node, type Operand, type Pipe, parseTemplate } from './template-parse.ts';
 
 export { toJson, type Value } from './template-functions.ts';
 

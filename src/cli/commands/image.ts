@@ -1,0 +1,26 @@
+import { type Command, FLAG_FORMAT, FLAG_JSON } from '../command.ts';
+import { group } from '../group.ts';
+import { command as images } from './images.ts';
+import { inspectObjects } from './inspect.ts';
+import { command as load } from './load.ts';
+import { command as rmi } from './rmi.ts';
+import { command as save } from './save.ts';
+
+const inspect: Command = {
+  name: 'image inspect',
+  summary: 'Show everything about images',
+  usage: '[OPTIONS] IMAGE [IMAGE...]',
+  flags: [{ ...FLAG_FORMAT, short: 'f', help: "Print with a Go template, or 'json'" }, FLAG_JSON],
+  minArguments: 1,
+  completes: 'images',
+  examples: ["kata image inspect -f '{{.Size}}' busybox"],
+  run: (context, flags) => inspectObjects(context, flags, 'image'),
+};
+
+export const command: Command = group('image', 'Manage images', [
+  { ...images, name: 'image ls' },
+  { ...rmi, name: 'image rm' },
+  inspect,
+  { ...load, name: 'image load' },
+  { ...save, name: 'image save' },
+]);

@@ -1,0 +1,96 @@
+import { Writable } from 'node:stream';
+import { KataError } from '../../base/index.ts';
+import { type Flags, UsageError } from '../argv.ts';
+import { type Command, FLAG_JSON } from '../command.ts';
+import { type Context, EXIT_SIGPIPE } from '../context.ts';
+import { LogPrinter } from '../log-printer.ts';
+import { LogReader } from '../log-reader.ts';
+import { explainLoss } from '../session.ts';
+import { StreamClient, type StreamEnd } from '../stream.ts';
+import { formatNanos, parseTimestamp } from '../time.ts';
+
+export const command: Command = {
+  name: 'logs',
+  summary: 'Show the output of a container',
+  usage: '[OPTIONS] CONTAINER',
+  flags: [
+    { long: 'follow', short: 'f', kind: 'bool', help: 'Go on with new output until the container ends' },
+    {
+      long: 'since',
+      kind: 'string',
+      value: 'TIME',
+      help: 'From a time (RFC 3339, Unix seconds) or a duration ago (10m)',
+    },
+    { long: 'until', kind: 'string', value: 'TIME', help: 'Up to a time or a duration ago' },
+    { long: 'tail', short: 'n', kind: 'string', value: 'N', help: 'Only the last N lines', default: 'all' },
+    { long: 'timestamps', short: 't', kind: 'bool', help: 'Show the time of each line' },
+    { ...FLAG_JSON, help: 'One JSON object a line: time, stream, text, partial' },
+  ],
+  refused: { details: { reason: 'log lines carry no attributes' } },
+  minArguments: 1,
+  maxArguments: 1,
+  completes: 'containers',
+  examples: ['kata logs web', 'kata logs -f --tail 20 web', 'kata logs --since 10m -t web 2>/dev/null'],
+  notes: [
+    'What the container wrote to standard output goes to standard output, the rest to standard error. Lines that the log ' +
+      'lost because the disk was full are reported on standard error.',
+  ],
+  run: showLogs,
+};
+
+async function showLogs(context: Context, flags: Flags): Promise<number> {
+  const container = flags.args[0] ?? '';
+  const tail = readTail(flags);
+  const bound = (flag: 'since' | 'until') => {
+    const text = flags.string(flag);
+    return text === undefined ? undefined : parseTimestamp(text, `--${flag}`);
+  };
+  const since = bound('since');
+  const until = bound('until');
+  const follow = flags.bool('follow');
+  const log = await context.call('containerLogs', { path: { id: container }, query: { follow } });
+  const printer = new LogPrinter(
+    {
+      timestamps: flags.bool('timestamps'),
+      json: flags.bool('json'),
+      since: since === undefined ? '' : formatNanos(since),
+      until: until === undefined ? '' : formatNanos(until),
+    },
+    guarded(process.stdout),
+    guarded(process.stderr),
+  );
+  const reader = new LogReader(log.path, printer);
+  // The stream is there before the files are read: its end comes after everything that the log holds then.
+  const stream =
+    log.stream === undefined
+      ? undefined
+      : new StreamClient({ answer: log.stream, stdout: nowhere(), stderr: nowhere() });
+  await reader.existing(tail);
+  let end: StreamEnd | undefined;
+  if (stream !== undefined && !printer.finished) {
+    await reader.follow(stream.ended, until === undefined ? undefined : Number(until / 1_000_000n));
+    end = await Promise.race([stream.ended, undefined]);
+  }
+  await reader.close();
+  if (end?.kind === 'lost') throw await explainLoss(context, container, end.error);
+  if (end?.kind === 'error') throw end.error;
+  return 0;
+}
+
+function readTail(flags: Flags): number {
+  const text = flags.string('tail') ?? 'all';
+  if (text === 'all' || text === '' || text === '-1') return Number.POSITIVE_INFINITY;
+  if (!/^\d+$/.test(text)) throw new UsageError(`--tail: "${text}" is neither a number nor "all"`, undefined);
+  const lines = Number(text);
+  if (!Number.isSafeInteger(lines)) throw new KataError('INVALID_ARGUMENT', `--tail: ${text} is too large`);
+  return lines;
+}
+
+/** A closed reader ends the command as SIGPIPE would. */
+function guarded(stream: NodeJS.WriteStream): NodeJS.WriteStream {
+  stream.on('error', () => process.exit(EXIT_SIGPIPE));
+  return stream;
+}
+
+/** The stream only tells the end: the bytes come from the files. */
+const nowhere = (): Writable => new Writable({ write: (_chunk, _encoding, done) => done() });

@@ -1,0 +1,61 @@
+import { closeSync, mkdirSync, openSync, unlinkSync, writeSync } from 'node:fs';
+import type { CreateContainerInput } from '../api/index.ts';
+import { KataError } from '../base/index.ts';
+import type { Context } from './context.ts';
+import type { CreateRequest } from './create-options.ts';
+
+export interface Created {
+  id: string;
+  name: string;
+}
+
+/** Creates the container that a command line asks for: missing directories of -v, the id file, the warnings. */
+export async function createContainer(context: Context, request: CreateRequest): Promise<Created> {
+  const { body, cidfile } = request;
+  await context.ensureSetup(neededPieces(body));
+  const idFile = cidfile === undefined ? undefined : openIdFile(cidfile);
+  try {
+    for (const path of request.createSources) makeMissing(path);
+    const created = await context.call('createContainer', { body });
+    for (const warning of created.warnings) await context.err(`WARNING: ${warning}\n`);
+    if (idFile !== undefined) writeSync(idFile, created.id);
+    return { id: created.id, name: created.name };
+  } catch (error) {
+    if (cidfile !== undefined) unlinkSync(cidfile);
+    throw error;
+  } finally {
+    if (idFile !== undefined) closeSync(idFile);
+  }
+}
+
+function neededPieces(body: CreateContainerInput): ('base' | 'vsock' | 'virtiofsd')[] {
+  const shares = (body.mounts?.length ?? 0) > 0 || body.rootfs?.driver === 'virtiofs';
+  return shares ? ['base', 'vsock', 'virtiofsd'] : ['base', 'vsock'];
+}
+
+/** Exclusive: two commands with one file never end up with each other's container. */
+function openIdFile(path: string): number {
+  try {
+    return openSync(path, 'wx', 0o644);
+  } catch (cause) {
+    const exists = (cause as NodeJS.ErrnoException).code === 'EEXIST';
+    throw new KataError(
+      exists ? 'ALREADY_EXISTS' : 'INVALID_ARGUMENT',
+      exists ? `container ID file found: ${path}` : `cannot write the container ID file: ${(cause as Error).message}`,
+      { cause, ...(exists ? { hint: `make sure that no other container uses it, or remove ${path}` } : {}) },
+    );
+  }
+}
+
+/** Docker makes a missing source of -v a directory; what exists stays as it is. */
+function makeMissing(path: string): void {
+  try {
+    mkdirSync(path, { recursive: true });
+  } catch (cause) {
+    // EEXIST: a file is there, which is mounted as a file.
+    if ((cause as NodeJS.ErrnoException).code === 'EEXIST') return;
+    throw new KataError('INVALID_ARGUMENT', `cannot create the mount source ${path}: ${(cause as Error).message}`, {
+      cause,
+    });
+  }
+}

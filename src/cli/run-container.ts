@@ -1,0 +1,124 @@
+import { KataError } from '../base/index.ts';
+import type { Flags } from './argv.ts';
+import type { Context } from './context.ts';
+import { type Created, createContainer } from './create-container.ts';
+import { type Attached, attachedStreams, type CreateRequest, createRequest } from './create-options.ts';
+import { DEFAULT_DETACH_KEYS, parseDetachKeys } from './detach.ts';
+import { reportError } from './each.ts';
+import { checkTty, runSession } from './session.ts';
+import { signalNumber } from './signals.ts';
+import { printStartup } from './startup.ts';
+import { outputTerminal, terminalSize } from './terminal.ts';
+
+const REMOVAL_TIMEOUT_MS = 10_000;
+const SIGNAL_EXIT_BASE = 128;
+
+/** `kata run`: create, attach, start, and stay until the process ends; or -d. Answers docker's exit codes. */
+export async function runContainer(context: Context, flags: Flags): Promise<number> {
+  const detach = flags.bool('detach');
+  const attached = attachedStreams(flags, detach);
+  const detachKeys = parseDetachKeys(flags.string('detach-keys') ?? DEFAULT_DETACH_KEYS);
+  const request = createRequest(flags, attached, { env: context.env, cwd: process.cwd() });
+  checkTty(attached.stdin, request.body.tty === true);
+  const size = request.body.tty === true ? terminalSize(outputTerminal()) : undefined;
+  if (size !== undefined) request.body.consoleSize = size;
+  if (detach || !(attached.stdin || attached.stdout || attached.stderr)) return runDetached(context, request);
+  return runAttached(context, flags, request, attached, detachKeys);
+}
+
+async function runDetached(context: Context, request: CreateRequest): Promise<number> {
+  const created = await createContainer(context, request);
+  await context.out(`${created.id}\n`);
+  const { startup } = await context.call('startContainer', { path: { id: created.id }, body: {} });
+  await printStartup(context, startup);
+  return 0;
+}
+
+async function runAttached(
+  context: Context,
+  flags: Flags,
+  request: CreateRequest,
+  attached: Attached,
+  detachKeys: Buffer,
+): Promise<number> {
+  const early = new EarlySignals();
+  try {
+    const created = await createContainer(context, request);
+    if (early.first !== undefined) return await abandon(context, created, early.first);
+    const started = await context.call('startContainer', { path: { id: created.id }, body: { attach: attached } });
+    if (started.stream === undefined) throw new KataError('INTERNAL', 'the engine answered start without a stream');
+    const session = runSession(context, {
+      container: created.id,
+      answer: started.stream,
+      stdin: attached.stdin,
+      tty: request.body.tty === true,
+      detachKeys,
+      proxySignals: flags.bool('sig-proxy', true),
+      earlySignals: early.stop(),
+    });
+    const end = await session;
+    await printStartup(context, started.startup);
+    if (end.exited && request.body.autoRemove === true) await awaitRemoval(context, created.id);
+    return end.code;
+  } finally {
+    early.stop();
+  }
+}
+
+/**
+ * Ctrl-C and SIGTERM before there is a process: the first ones wait until the engine answered, then the container is taken
+ * away again or gets them; a third ends the client at once.
+ */
+class EarlySignals {
+  readonly #seen: NodeJS.Signals[] = [];
+  readonly #onSignal = (name: NodeJS.Signals): void => {
+    this.#seen.push(name);
+    if (this.#seen.length >= 3) process.exit(SIGNAL_EXIT_BASE + signalNumber(name));
+  };
+
+  constructor() {
+    for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(name, this.#onSignal);
+  }
+
+  get first(): NodeJS.Signals | undefined {
+    return this.#seen[0];
+  }
+
+  stop(): readonly NodeJS.Signals[] {
+    for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.off(name, this.#onSignal);
+    return this.#seen;
+  }
+}
+
+/** Interrupted between creation and start: nothing ran, so nothing is left. */
+async function abandon(context: Context, created: Created, signal: NodeJS.Signals): Promise<number> {
+  try {
+    await context.call(
+      'removeContainer',
+      { path: { id: created.id }, query: { force: true, volumes: true } },
+      { timeoutMs: REMOVAL_TIMEOUT_MS },
+    );
+  } catch (error) {
+    await reportError(context, error);
+  }
+  return SIGNAL_EXIT_BASE + signalNumber(signal);
+}
+
+/**
+ * With --rm the name is free again when the command ends, as with docker. Only where an engine listens: the exit code is
+ * known, and an engine that is dead removes the container when it is back.
+ */
+async function awaitRemoval(context: Context, id: string): Promise<void> {
+  try {
+    const client = await context.runningClient();
+    await client?.call(
+      'waitContainer',
+      { path: { id }, query: { condition: 'removed' } },
+      { timeoutMs: REMOVAL_TIMEOUT_MS },
+    );
+  } catch (error) {
+    const { code } = KataError.from(error);
+    if (code === 'DEADLINE_EXCEEDED') await context.err(`kata: container ${id.slice(0, 12)} is not yet removed\n`);
+    else if (code !== 'NOT_FOUND' && code !== 'ENGINE_UNAVAILABLE') await reportError(context, error);
+  }
+}

@@ -14,6 +14,7 @@ import {
   createHostCgroup,
   identifyProcess,
   KeeperClient,
+  killCgroup,
   launchKeeper,
   removeHostCgroup,
   runCleanup,
@@ -104,6 +105,7 @@ const sandboxHost = (paths: EnginePaths): SandboxHost => ({
   cleanup: runCleanup,
   createCgroup: createHostCgroup,
   removeCgroup: removeHostCgroup,
+  killCgroup,
   makeDisk: async (path, sizeBytes, mkfs, options) => {
     const temporary = `${path}.tmp`;
     await rm(temporary, { force: true });

@@ -153,7 +153,7 @@ class Attempt {
       error,
       cleanUp: async () => {
         if (sandbox === undefined || plan === undefined) return [];
-        if (container.record.config.sandbox === undefined) return sandbox.end('start-failed');
+        if (container.record.config.sandbox === undefined) return sandbox.end('start-failed').gone;
         if (joined) await sandbox.leave(container.id, plan);
         return [];
       },
@@ -247,7 +247,7 @@ async function forceExit(engine: Engine, container: Container, ended: (one: Cont
   failpoint('stop.killed');
   if (await container.within(KILL_WAIT_MS, ended)) return;
   engine.log(`container ${container.id}: no exit ${KILL_WAIT_MS} ms after SIGKILL, its machine is ended`);
-  await sandbox.end('guest-unresponsive');
+  await sandbox.end('guest-unresponsive').released;
   await container.within(KILL_WAIT_MS, ended);
 }
 

@@ -52,7 +52,7 @@ async function recoverSandbox(engine: Engine, name: string): Promise<void> {
   const members = engine.containers.all.filter((one) => sandboxOf(one.state) === name);
   if (adoption.kind === 'end') {
     for (const container of members) if (container.state.status === 'starting') failStart(engine, container);
-    await sandbox.end(adoption.cause);
+    await sandbox.end(adoption.cause).released;
     return;
   }
   for (const container of members) await resume(engine, sandbox, container, adoption.processes);

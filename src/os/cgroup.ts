@@ -68,6 +68,19 @@ export async function removeHostCgroup(directories: readonly string[]): Promise<
   for (const directory of directories) await removeGroup(directory);
 }
 
+/** Sends SIGKILL to every process in the groups themselves (sandboxes have no groups below theirs). A missing group has none. */
+export async function killCgroup(directories: readonly string[]): Promise<void> {
+  for (const directory of directories) {
+    const procs = await readFile(join(directory, 'cgroup.procs'), 'utf8').catch(() => '');
+    for (const pid of procs.split('\n').filter((p) => p !== ''))
+      try {
+        process.kill(Number(pid), 'SIGKILL');
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw KataError.from(error, 'cgroup');
+      }
+  }
+}
+
 async function removeGroup(directory: string): Promise<void> {
   let children: string[];
   try {

@@ -1,7 +1,9 @@
-import { KataError } from '../base/index.ts';
+import { type ErrorCode, KataError } from '../base/index.ts';
 import type { MachineHost, ProcessExit, SpawnOptions } from '../hypervisor/index.ts';
 import type { CallOptions } from '../model/index.ts';
 import type { Keeper } from './services.ts';
+
+const UNKNOWN_OUTCOME: readonly ErrorCode[] = ['KEEPER_UNAVAILABLE', 'DEADLINE_EXCEEDED', 'CANCELLED'];
 
 interface Exit {
   promise: Promise<ProcessExit>;
@@ -31,9 +33,14 @@ export class KeeperMachineHost implements MachineHost {
   }
 
   async spawn(process: SpawnOptions, options?: CallOptions): Promise<{ pid: number }> {
-    // An answer that never came does not mean that it did not start.
     this.#spawned?.add(process.name);
-    return await this.#keeper.spawn(process, options);
+    try {
+      return await this.#keeper.spawn(process, options);
+    } catch (error) {
+      // A refusal is the process's end; an answer that never came does not mean that it did not start.
+      if (!UNKNOWN_OUTCOME.includes(KataError.from(error).code)) this.#exitOf(process.name).resolve({});
+      throw error;
+    }
   }
 
   async signal(name: string, signal: number, options?: CallOptions): Promise<void> {

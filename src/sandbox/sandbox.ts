@@ -1,16 +1,15 @@
 import { mkdirSync } from 'node:fs';
-import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Agent, createContainerRequest, execProcessRequest, translateAgentError } from '../agent/index.ts';
-import { KataError, Mutex, UndoStack } from '../base/index.ts';
+import { KataError, Mutex } from '../base/index.ts';
 import type { Machine } from '../hypervisor/index.ts';
 import type { Device } from '../model/index.ts';
 import type { Process } from '../oci/index.ts';
 import { GUEST_SHARED, SHARED_TAG, type Share } from '../storage/index.ts';
+import { type Ending, endSandbox } from './ending.ts';
 import { failpoint } from './failpoints.ts';
 import { writeGuestFiles } from './guest-files.ts';
 import { JournalTaker } from './journal.ts';
-import { readJournal } from './journal-file.ts';
 import type { KeeperMachineHost } from './machine-host.ts';
 import type { Phases } from './phases.ts';
 import { type ContainerPlan, needsSharing, type StreamWish } from './plan.ts';
@@ -21,8 +20,6 @@ import { nextSandboxState, type SandboxEvent } from './states.ts';
 
 const CREATE_TIMEOUT_MS = 60_000;
 const REMOVE_TIMEOUT_MS = 10_000;
-const RECORD_TIMEOUT_MS = 10_000;
-const KEEPER_EXIT_TIMEOUT_MS = 5_000;
 const RECONNECTS = 5;
 /** Ended execs that can still be inspected. */
 const MAX_EXECS = 256;
@@ -40,8 +37,7 @@ export interface Links {
 
 /**
  * One virtual machine and the containers in it. Everything that must be known to adopt or to clean it is in sandbox.json before it is
- * done. `end` serves the failed start, the normal stop and the clean-up after a crash alike; it must not be called by somebody who
- * holds a container's mutex, because it waits until the exits are recorded in the containers.
+ * done. `end` serves the failed start, the normal stop and the clean-up after a crash alike.
  */
 export class Sandbox {
   readonly uid: string;
@@ -54,7 +50,7 @@ export class Sandbox {
   readonly #following = new AbortController();
   #record: SandboxRecord;
   #links: Links | undefined;
-  #end: Promise<KataError[]> | undefined;
+  #ending: Ending | undefined;
 
   constructor(services: SandboxServices, events: SandboxEvents, record: SandboxRecord) {
     this.services = services;
@@ -93,7 +89,7 @@ export class Sandbox {
   }
 
   get isEnding(): boolean {
-    return this.#end !== undefined || this.#record.state.status === 'ending';
+    return this.#ending !== undefined || this.#record.state.status === 'ending';
   }
 
   /** Takes the journal from now on and notices when the keeper goes away. */
@@ -219,110 +215,38 @@ export class Sandbox {
       this.update({ containers: rest, execs: this.#record.execs.filter((one) => one.containerId !== containerId) });
       return false;
     });
-    if (last) await this.end('last-container-ended');
+    if (last) await this.end('last-container-ended').released;
   }
 
   /**
-   * Ends everything and removes every trace; once, whoever asks. `cause` is what the journal says of processes that still run. What
-   * could not be undone is logged and answered.
+   * Ends everything and removes every trace; once, whoever asks. `cause` is what the journal says of processes that still run. Not to
+   * be waited for by somebody who holds a container's mutex.
    */
-  end(cause: string): Promise<KataError[]> {
-    this.#end ??= this.#endOnce(cause);
-    return this.#end;
-  }
-
-  async #endOnce(cause: string): Promise<KataError[]> {
-    this.transition({ event: 'end', cause });
-    failpoint('end.recorded');
-    const undo = new UndoStack();
-    undo.push('run-directory', async () => {
-      await rm(this.runDir, { recursive: true, force: true });
-      failpoint('end.run-dir-removed');
-    });
-    undo.push('cgroup', async () => {
-      await this.#removeCgroups();
-      failpoint('end.cgroup-removed');
-    });
-    undo.push('exits', () => this.#takeRest());
-    undo.push('keeper', async () => {
-      await this.#endKeeper(cause);
-      failpoint('end.keeper-ended');
-    });
-    const failures = await undo.run(3 * KEEPER_EXIT_TIMEOUT_MS + RECORD_TIMEOUT_MS);
-    for (const failure of failures) this.services.log(`sandbox ${this.uid}: ${failure.message}`);
-    this.#links = undefined;
-    this.#events.onGone(this.uid);
-    return failures;
-  }
-
-  async #endKeeper(cause: string): Promise<void> {
-    const { host } = this.services;
-    const keeper = this.#links?.keeper ?? (await this.#reconnect().catch(() => undefined));
-    if (keeper !== undefined) {
-      await keeper.shutdown(cause).catch((error: Error) => {
-        this.services.log(`sandbox ${this.uid}: keeper did not shut down: ${error.message}`);
-      });
-      this.#following.abort();
-      keeper.close();
+  end(cause: string): Ending {
+    if (this.#ending === undefined) {
+      this.transition({ event: 'end', cause });
+      failpoint('end.recorded');
+      this.#ending = endSandbox(
+        {
+          record: () => this.#record,
+          runDir: this.runDir,
+          services: this.services,
+          events: this.#events,
+          journal: this.journal,
+          keeper: async () => this.#links?.keeper ?? (await this.#reconnect().catch(() => undefined)),
+          disconnect: () => this.#disconnect(),
+        },
+        cause,
+      );
     }
-    failpoint('end.machine-stopped');
-    await this.#awaitKeeperExit();
+    return this.#ending;
+  }
+
+  #disconnect(): void {
+    this.#following.abort();
+    this.#links?.machine?.detach();
     this.#links?.machineHost.settleAll();
-    await host.cleanup(this.#record.keeperPath, this.runDir);
-  }
-
-  /** A keeper that does not end is killed: its pid and start time say that it is still the same process. */
-  async #awaitKeeperExit(): Promise<void> {
-    const known = this.#record.keeper;
-    if (known === undefined || this.#record.bootId !== (await this.services.host.bootId())) return;
-    const deadline = performance.now() + KEEPER_EXIT_TIMEOUT_MS;
-    for (;;) {
-      const now = await this.services.host.identify(known.pid);
-      if (now === undefined || now.startTimeTicks !== known.startTimeTicks) return;
-      if (performance.now() > deadline) {
-        process.kill(known.pid, 'SIGKILL');
-        throw new KataError('KEEPER_UNAVAILABLE', `keeper ${known.pid} did not end and was killed`);
-      }
-      await new Promise((resolve) => setTimeout(resolve, 2));
-    }
-  }
-
-  /** The journal outlives its keeper: what nobody was told is read from the file. */
-  async #takeRest(): Promise<void> {
-    for (const entry of await readJournal(join(this.runDir, 'journal.jsonl'), this.#record.acknowledged))
-      this.journal.take(entry, undefined);
-    await this.journal.settled;
-    await Promise.all(
-      this.#record.containers.map((containerId) =>
-        this.#events.onExit({
-          containerId,
-          execId: '',
-          status: 137,
-          signal: 9,
-          oomKilled: false,
-          cause: 'keeper-died',
-          evidence: this.journal.lastWords || 'the keeper left no exit of this container',
-          atUnixMs: Date.now(),
-          droppedLines: 0,
-        }),
-      ),
-    );
-  }
-
-  async #removeCgroups(): Promise<void> {
-    const { host } = this.services;
-    // A crash before the record: making it again tells the same directories.
-    const recorded = this.#record.cgroups;
-    const directories = recorded.length > 0 ? recorded : (await host.createCgroup(this.uid, {})).directories;
-    for (let attempt = 0; ; attempt++) {
-      try {
-        return await host.removeCgroup(directories);
-      } catch (error) {
-        // The kernel empties a group a moment after the last process of it is gone.
-        if (attempt >= 50) throw error;
-        await new Promise((resolve) => setTimeout(resolve, 20));
-      }
-    }
+    this.#links = undefined;
   }
 
   async #follow(links: Links): Promise<void> {
@@ -346,9 +270,8 @@ export class Sandbox {
       this.connect({ ...links, ...again });
       return;
     }
-    links.machineHost.settleAll();
-    this.#links = undefined;
-    await this.end('keeper-died');
+    this.#disconnect();
+    await this.end('keeper-died').gone;
   }
 
   async #keeperLives(): Promise<boolean> {

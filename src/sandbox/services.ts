@@ -32,6 +32,8 @@ export interface SandboxHost {
   cleanup(keeperPath: string, runDir: string): Promise<void>;
   createCgroup(uid: string, limits: Resources): Promise<HostCgroup>;
   removeCgroup(directories: readonly string[]): Promise<void>;
+  /** Kills every process in these groups. */
+  killCgroup(directories: readonly string[]): Promise<void>;
   /** Makes the writable disk; the file appears complete or not at all. */
   makeDisk(path: string, sizeBytes: number, mkfs: string, options?: CallOptions): Promise<void>;
   identify(pid: number): Promise<ProcessIdentity | undefined>;

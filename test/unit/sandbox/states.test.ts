@@ -51,7 +51,7 @@ test('every pair of container state and event', () => {
   for (const [row, state] of STATES.entries()) {
     assert.equal(rows[row]?.[0], state.status);
     for (const [column, event] of EVENTS.entries()) {
-      const expected = rows[row]?.[column + 1];
+      const expected: string | undefined = rows[row]?.[column + 1];
       const name = `${state.status} + ${event.event}`;
       if (expected === '-') {
         assert.throws(
@@ -100,10 +100,14 @@ test('not running is told apart from a conflict', () => {
 test('every pair of sandbox state and event', () => {
   const states: SandboxState[] = [{ status: 'launching' }, { status: 'running' }, { status: 'ending', cause: 'first' }];
   const events: SandboxEvent[] = [{ event: 'launched' }, { event: 'end', cause: 'second' }];
-  const expected = { launching: ['running', 'ending'], running: [undefined, 'ending'], ending: [undefined, 'ending'] };
+  const expected: Record<string, (string | undefined)[]> = {
+    launching: ['running', 'ending'],
+    running: [undefined, 'ending'],
+    ending: [undefined, 'ending'],
+  };
   for (const state of states)
     for (const [column, event] of events.entries()) {
-      const want = expected[state.status][column];
+      const want = expected[state.status]?.[column];
       if (want === undefined) assert.throws(() => nextSandboxState(state, event), { code: 'CONFLICT' });
       else assert.equal(nextSandboxState(state, event).status, want);
     }

@@ -1,0 +1,411 @@
+import { appendFileSync, existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { Agent } from '../../../src/agent/index.ts';
+import { CreateContainer } from '../../../src/api/schemas.ts';
+import { KataError } from '../../../src/base/index.ts';
+import { Engine } from '../../../src/engine/engine.ts';
+import type { Hypervisor, Machine, MachineHost } from '../../../src/hypervisor/index.ts';
+import type { ImageStore } from '../../../src/image/index.ts';
+import type { JournalEntry, KeeperState } from '../../../src/os/index.ts';
+import type { Keeper, SandboxHost } from '../../../src/sandbox/index.ts';
+
+/** A keeper and its guest in memory, with a journal file as the real one writes. It outlives the engines of a test. */
+export class FakeKeeper {
+  readonly runDir: string;
+  readonly uid: string;
+  readonly pid: number;
+  readonly entries: JournalEntry[] = [];
+  readonly processes = new Map<string, { containerId: string; execId: string; started: boolean; exited: boolean }>();
+  readonly spawned = new Set<string>();
+  readonly shares = new Set<string>();
+  readonly signals: string[] = [];
+  acknowledged = 0;
+  alive = true;
+  /** What a guest does with a signal; by default SIGKILL ends the process. */
+  onSignal: (containerId: string, signal: number) => void = (id, signal) => {
+    if (signal === 9) this.exit(id, 137, 9);
+  };
+  readonly #waiting = new Set<() => void>();
+
+  constructor(runDir: string, uid: string, pid: number) {
+    this.runDir = runDir;
+    this.uid = uid;
+    this.pid = pid;
+  }
+
+  append(entry: Partial<JournalEntry>): void {
+    const complete: JournalEntry = {
+      sequence: this.entries.length + 1,
+      kind: 'exit',
+      atUnixMs: Date.now(),
+      containerId: '',
+      execId: '',
+      status: 0,
+      signal: 0,
+      oomKilled: false,
+      cause: 'process',
+      evidence: '',
+      process: '',
+      waitStatus: 0,
+      droppedLines: 0,
+      ...entry,
+    };
+    this.entries.push(complete);
+    const line = {
+      sequence: String(complete.sequence),
+      kind: complete.kind,
+      at_unix_nanos: `${complete.atUnixMs}000000`,
+      container_id: complete.containerId,
+      exec_id: complete.execId,
+      status: complete.status,
+      cause: complete.cause,
+      evidence: complete.evidence,
+      process: complete.process,
+    };
+    appendFileSync(join(this.runDir, 'journal.jsonl'), `${JSON.stringify(line)}\n`);
+    this.#wakeAll();
+  }
+
+  exit(containerId: string, status: number, signal = 0, cause = 'process', execId = ''): void {
+    const process = this.processes.get(`${containerId}/${execId}`);
+    if (process === undefined || process.exited) return;
+    process.exited = true;
+    this.append({ containerId, execId, status, signal, cause });
+  }
+
+  die(): void {
+    this.alive = false;
+    this.#wakeAll();
+  }
+
+  #wakeAll(): void {
+    for (const wake of this.#waiting) wake();
+    this.#waiting.clear();
+  }
+
+  /** One engine's connection. */
+  connect(closed: { is: boolean }): Keeper {
+    const self = this;
+    const check = () => {
+      if (!self.alive || closed.is) throw new KataError('KEEPER_UNAVAILABLE', 'connection closed');
+    };
+    return {
+      identity: { protocolVersion: 1, keeperVersion: 'fake', sandboxUid: this.uid, pid: this.pid, startTimeTicks: 1 },
+      closed: new Promise(() => {}),
+      close: () => {
+        closed.is = true;
+        self.#wakeAll();
+      },
+      state: async (): Promise<KeeperState> => {
+        check();
+        return {
+          spawned: [...self.spawned].map((name) => ({ name, pid: 0, startTimeTicks: 0, running: true, waitStatus: 0 })),
+          processes: [...self.processes.values()].map(({ containerId, execId, exited }) => ({
+            containerId,
+            execId,
+            exited,
+            exitStatus: 0,
+            stdoutBytes: 0,
+            stderrBytes: 0,
+            droppedLines: 0,
+            attachedClients: 0,
+          })),
+          shares: [...self.shares],
+          agentConnected: true,
+          lastSequence: self.entries.length,
+        };
+      },
+      createMemory: async () => check(),
+      spawn: async ({ name }) => {
+        check();
+        self.spawned.add(name);
+        return { name, pid: 1, startTimeTicks: 1, running: true, waitStatus: 0 };
+      },
+      signalSpawned: async () => check(),
+      share: async (id) => {
+        check();
+        self.shares.add(id);
+        return { isDirectory: true };
+      },
+      unshare: async (id) => {
+        self.shares.delete(id);
+      },
+      awaitAgent: async () => {
+        check();
+        const ready = { agentVersion: '', extensions: [], pid1BoottimeUs: 0, readyBoottimeUs: 0, kernelRelease: '' };
+        return { ready, readyAfterSpawnUs: 0 };
+      },
+      createProcess: async ({ containerId, execId }) => {
+        check();
+        const key = `${containerId}/${execId}`;
+        if (self.processes.has(key)) throw new KataError('ALREADY_EXISTS', key);
+        self.processes.set(key, { containerId, execId, started: execId !== '', exited: false });
+      },
+      openStream: async ({ containerId, execId }) => {
+        check();
+        return { token: `token-${containerId}-${execId}`, socket: join(self.runDir, 'd.sock') };
+      },
+      entries: async function* (afterSequence: number, signal?: AbortSignal) {
+        let after = afterSequence;
+        for (;;) {
+          if (signal?.aborted) return;
+          check();
+          const next = self.entries[after];
+          if (next === undefined) {
+            await new Promise<void>((resolve) => {
+              self.#waiting.add(resolve);
+              signal?.addEventListener('abort', () => resolve(), { once: true });
+            });
+            continue;
+          }
+          after += 1;
+          yield next;
+        }
+      },
+      ackEntries: async (sequence) => {
+        check();
+        self.acknowledged = sequence;
+      },
+      tail: async () => [],
+      shutdown: async (cause) => {
+        check();
+        for (const { containerId, execId } of self.processes.values()) self.exit(containerId, 137, 9, cause, execId);
+        self.die();
+      },
+    };
+  }
+
+  agent(closed: { is: boolean }): Agent {
+    const check = () => {
+      if (!this.alive || closed.is) throw new KataError('AGENT_UNAVAILABLE', 'connection closed');
+    };
+    const calls: Partial<Agent> = {
+      createSandbox: async () => check(),
+      startContainer: async (id) => {
+        check();
+        const process = this.processes.get(`${id}/`);
+        if (process === undefined) throw new KataError('NOT_FOUND', id);
+        if (process.started) throw new KataError('CONFLICT', 'started already');
+        process.started = true;
+      },
+      removeContainer: async (id) => {
+        check();
+        this.processes.delete(`${id}/`);
+      },
+      signalProcess: async (id, _execId, signal) => {
+        check();
+        this.signals.push(`${id.slice(0, 4)}:${signal}`);
+        this.onSignal(id, signal);
+      },
+      pauseContainer: async () => check(),
+      resumeContainer: async () => check(),
+      copyFile: async () => check(),
+      updateContainer: async () => check(),
+    };
+    return calls as Agent;
+  }
+}
+
+/** The host's side of any number of sandboxes; `engines` come and go over it. */
+export class World {
+  readonly dir = mkdtempSync(join(tmpdir(), 'kata-engine-'));
+  readonly keepers = new Map<string, FakeKeeper>();
+  readonly cgroups = new Set<string>();
+  readonly logs: string[] = [];
+  /** Names of steps that fail, each once. */
+  readonly failing = new Set<string>();
+  /** Names of steps after whose effect the engine never goes on: it was killed there. */
+  readonly hanging = new Set<string>();
+  boot = 'boot-1';
+  #nextPid = 100;
+  #connections: { is: boolean }[] = [];
+  #generation = 0;
+
+  #step(name: string): void {
+    if (this.failing.delete(name)) throw new KataError('INTERNAL', `${name} failed`);
+  }
+
+  async #after(name: string): Promise<void> {
+    if (this.hanging.delete(name)) await new Promise(() => {});
+  }
+
+  get live(): FakeKeeper[] {
+    return [...this.keepers.values()].filter((keeper) => keeper.alive);
+  }
+
+  /** What a clean host has none of. */
+  get residue(): string[] {
+    return [...this.live.map((keeper) => keeper.uid), ...this.cgroups];
+  }
+
+  dispose(): void {
+    rmSync(this.dir, { recursive: true, force: true });
+  }
+
+  /** A new engine over what the last one left; the last one is dead: its connections are closed. */
+  engine(): Engine {
+    this.#generation += 1;
+    for (const connection of this.#connections) connection.is = true;
+    this.#connections = [];
+    const paths = { root: join(this.dir, 'root'), run: join(this.dir, 'run'), assets: join(this.dir, 'assets') };
+    mkdirSync(paths.assets, { recursive: true });
+    writeFileSync(join(paths.assets, 'tools.json'), JSON.stringify({ 'kata-keeper': { path: '/bin/true' } }));
+    return new Engine({
+      paths,
+      services: {
+        host: this.#mortal(this.#host()),
+        hypervisor: this.#hypervisor(),
+        sandboxesDir: join(paths.run, 's'),
+        engine: { argv: () => [], env: [], socket: '' },
+        log: (message) => this.logs.push(message),
+      },
+      images: {
+        resolve: async () => ({
+          id: 'sha256:1',
+          config: {
+            architecture: 'amd64',
+            os: 'linux',
+            config: { Cmd: ['sh'] },
+            rootfs: { type: 'layers', diff_ids: [] },
+          },
+          layers: [{ diffId: 'sha256:2', path: '/layer.erofs', sizeBytes: 4096 }],
+        }),
+      } as unknown as ImageStore,
+      findAssets: () => ({
+        keeper: '/keeper',
+        mkfs: '/mkfs',
+        binaries: { vmm: '/qemu' },
+        guest: { digest: 'abc', kernel: '/k', initrd: '/i' },
+      }),
+    });
+  }
+
+  /** A dead engine's calls never come back. */
+  #mortal(host: SandboxHost): SandboxHost {
+    const born = this.#generation;
+    const calls = Object.entries(host as unknown as Record<string, (...args: unknown[]) => Promise<unknown>>);
+    const mortal = calls.map(([name, call]) => [
+      name,
+      (...args: unknown[]) => (born === this.#generation ? call(...args) : new Promise(() => {})),
+    ]);
+    return Object.fromEntries(mortal) as SandboxHost;
+  }
+
+  #host(): SandboxHost {
+    return {
+      launchKeeper: async ({ dir, uid }) => {
+        this.#step('launchKeeper');
+        const keeper = new FakeKeeper(dir, uid, this.#nextPid++);
+        this.keepers.set(dir, keeper);
+        await this.#after('launchKeeper');
+        return { pid: keeper.pid };
+      },
+      connectKeeper: async (runDir) => {
+        this.#step('connectKeeper');
+        const keeper = this.keepers.get(runDir);
+        if (keeper?.alive !== true) throw new KataError('KEEPER_UNAVAILABLE', 'nobody listens');
+        const connection = { is: false };
+        this.#connections.push(connection);
+        const agent = keeper.agent(connection);
+        const { startContainer } = agent;
+        agent.startContainer = async (id, options) => {
+          await startContainer(id, options);
+          await this.#after('startContainer');
+        };
+        return { keeper: this.#failingKeeper(keeper.connect(connection)), agent };
+      },
+      cleanup: async (_path, runDir) => this.keepers.get(runDir)?.die(),
+      createCgroup: async (uid) => {
+        this.#step('createCgroup');
+        this.cgroups.add(uid);
+        await this.#after('createCgroup');
+        return { directories: [`/cg/kata-ts/${uid}`], unusable: [] };
+      },
+      removeCgroup: async (directories) => {
+        for (const directory of directories) this.cgroups.delete(directory.slice('/cg/kata-ts/'.length));
+      },
+      killCgroup: async () => {},
+      makeDisk: async (path) => {
+        this.#step('makeDisk');
+        if (!existsSync(path)) writeFileSync(path, '');
+        await this.#after('makeDisk');
+      },
+      identify: async (pid) => {
+        const keeper = this.live.find((one) => one.pid === pid);
+        return keeper && { pid, startTimeTicks: 1, bootId: this.boot };
+      },
+      bootId: async () => this.boot,
+      accelerator: async () => 'tcg',
+    };
+  }
+
+  #failingKeeper(keeper: Keeper): Keeper {
+    const { awaitAgent, createProcess, openStream } = keeper;
+    return {
+      ...keeper,
+      awaitAgent: async (options) => {
+        this.#step('awaitAgent');
+        await this.#after('awaitAgent');
+        return awaitAgent(options);
+      },
+      createProcess: async (request, options) => {
+        this.#step('createProcess');
+        await createProcess(request, options);
+        await this.#after('createProcess');
+      },
+      openStream: async (selection, options) => {
+        this.#step('openStream');
+        const stream = await openStream(selection, options);
+        await this.#after('openStream');
+        return stream;
+      },
+    };
+  }
+
+  #hypervisor(): Hypervisor {
+    const machine = (spec: unknown, host: MachineHost): Machine => {
+      const plugged: string[] = [];
+      return {
+        start: async () => {
+          this.#step('machine.start');
+          await host.spawn({ name: 'vmm', argv: [], env: [], fds: [], essential: true });
+          await this.#after('machine.start');
+        },
+        stop: async () => {},
+        kill: async () => {},
+        exited: new Promise(() => {}),
+        plug: async (device) => {
+          this.#step('plug');
+          plugged.push(device.id);
+          return { driver: 'blk', source: '01', parts: [] };
+        },
+        unplug: async (id) => {
+          if (!plugged.includes(id)) throw new KataError('NOT_FOUND', id);
+          plugged.splice(plugged.indexOf(id), 1);
+        },
+        addressOf: () => ({ driver: 'blk', source: '02', parts: [{ startSector: 0, sectors: 8 }] }),
+        agentAddress: { mode: 'hybrid', socket: '' },
+        describe: () => ({ driver: 'fake', version: 1, spec: spec as never, plugged: [] }),
+        onEvent: () => () => {},
+        detach: () => {},
+      };
+    };
+    return {
+      name: 'fake',
+      probe: async () => ({ usable: true, version: '1', machines: ['q35'] }),
+      capabilities: () => ({
+        hotplug: ['block', 'layers', 'fs'],
+        coldplug: ['block', 'layers', 'fs'],
+        vsock: ['hybrid'],
+        hotplugSlots: 8,
+        coldplugSlots: 8,
+      }),
+      create: machine,
+      adopt: async (persisted, host) => machine(persisted.spec, host),
+    };
+  }
+}
+
+export const config = (more: Partial<CreateContainer> = {}): CreateContainer =>
+  CreateContainer.parse({ image: 'busybox', args: ['sleep', '1'], ...more });

@@ -11,7 +11,7 @@ const dist = join(home, 'dist');
 /** A command that runs for long may still load a part of the bundle that it was started from. */
 const KEEP_CHUNKS_MS = 7 * 24 * 60 * 60_000;
 
-const common: BuildOptions = {
+const common = {
   absWorkingDir: home,
   bundle: true,
   format: 'esm',
@@ -24,7 +24,7 @@ const common: BuildOptions = {
   legalComments: 'none',
   metafile: true,
   logLevel: 'warning',
-};
+} satisfies BuildOptions;
 
 const temporary = mkdtempSync(join(dist, '.build-'));
 try {

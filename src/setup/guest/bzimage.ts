@@ -35,6 +35,14 @@ function payload(image: Buffer): { packed: Buffer; size: number } {
 }
 
 function decompress(packed: Buffer, size: number, unxz: Unxz): Buffer {
+  try {
+    return unpack(packed, size, unxz);
+  } catch (error) {
+    throw error instanceof KataError ? error : invalid((error as Error).message);
+  }
+}
+
+function unpack(packed: Buffer, size: number, unxz: Unxz): Buffer {
   const withoutSize = packed.subarray(0, packed.length - 4);
   const limit = { maxOutputLength: size };
   if (packed.readUInt32LE(0) === LZ4_LEGACY_MAGIC) return decompressLz4Legacy(withoutSize, size);

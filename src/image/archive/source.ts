@@ -120,7 +120,7 @@ class ArchiveSource implements ImageSource {
   async json(name: string): Promise<Buffer | undefined> {
     const member = this.#find(name);
     if (member === undefined || 'bytes' in member) return member?.bytes;
-    const hex = posix.basename(name);
+    const hex = posix.basename(name, '.json');
     if (/^[0-9a-f]{64}$/.test(hex) && member.spooled.digest !== digestOf(hex))
       throw digestMismatch(name, digestOf(hex), member.spooled.digest);
     throw invalid(`${printable(name)} is not JSON or over ${MAX_JSON_BYTES} bytes`);

@@ -1,6 +1,7 @@
 import type { Transform } from 'node:stream';
 import { createGunzip, createZstdDecompress } from 'node:zlib';
 import { KataError } from '../../base/index.ts';
+import { zstdFrames } from './zstd-frames.ts';
 
 export type Compression = 'none' | 'gzip' | 'zstd';
 
@@ -25,22 +26,26 @@ export async function* decompress(
     yield* source;
     return;
   }
-  const unpack: Transform =
-    compression === 'gzip'
-      ? createGunzip({ chunkSize: CHUNK_BYTES })
-      : createZstdDecompress({ chunkSize: CHUNK_BYTES });
-  const feed = feedInto(unpack, source);
   try {
-    for await (const chunk of unpack) yield chunk as Buffer;
-    await feed;
+    if (compression === 'gzip') yield* through(createGunzip({ chunkSize: CHUNK_BYTES }), source);
+    else
+      for await (const frame of zstdFrames(source))
+        yield* through(createZstdDecompress({ chunkSize: CHUNK_BYTES }), frame);
   } catch (error) {
-    if (error instanceof KataError) throw error;
-    const code = (error as NodeJS.ErrnoException).code ?? '';
-    if (!code.startsWith('Z_') && !code.startsWith('ZSTD_') && !code.startsWith('ERR_')) throw error;
+    const code = String((error as NodeJS.ErrnoException).code ?? '');
+    if (error instanceof KataError || !/^(Z|ZSTD|ERR)_/.test(code)) throw error;
     throw new KataError('IMAGE_INVALID', `${what} is not whole ${compression} data: ${(error as Error).message}`, {
       phase: 'image',
       cause: error,
     });
+  }
+}
+
+async function* through(unpack: Transform, source: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  const feed = feedInto(unpack, source);
+  try {
+    for await (const chunk of unpack) yield chunk as Buffer;
+    await feed;
   } finally {
     unpack.destroy();
     await feed.catch(() => undefined);

@@ -95,7 +95,7 @@ export interface CreateRequest {
 const bad = (message: string, hint?: string): KataError =>
   new KataError('INVALID_ARGUMENT', message, hint === undefined ? {} : { hint });
 
-/** Streams that the client attaches to: all but stdin, which needs -i; or what -a names. */
+/** Streams that the client attaches to: stdin with -i, and both outputs or those that -a names. */
 export interface Attached {
   stdin: boolean;
   stdout: boolean;
@@ -117,7 +117,7 @@ export function attachedStreams(flags: Flags, detach: boolean): Attached {
   }
   if (named.length === 0) return { stdin: flags.bool('interactive'), stdout: true, stderr: true };
   return {
-    stdin: named.includes('stdin') && flags.bool('interactive'),
+    stdin: flags.bool('interactive'),
     stdout: named.includes('stdout'),
     stderr: named.includes('stderr'),
   };

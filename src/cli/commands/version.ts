@@ -44,11 +44,7 @@ export const command: Command = {
   },
 };
 
-/** The bundler puts the version in; from sources it is package.json's. */
-declare const KATA_VERSION: string | undefined;
-
 function ownVersion(): string {
-  if (typeof KATA_VERSION === 'string') return KATA_VERSION;
   return JSON.parse(readFileSync(join(checkoutDir(import.meta.dirname), 'package.json'), 'utf8')).version;
 }
 

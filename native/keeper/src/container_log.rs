@@ -48,7 +48,8 @@ thread_local! {
 }
 
 impl ContainerLog {
-    /// Opens or continues the file. `max_bytes` 0 means 10 MiB; `max_files` counts the file that is written, 0 means 5.
+    /// Opens or continues the file. `max_bytes` 0 means 10 MiB; `max_files` is the number of rotated files kept
+    /// beside the one that is written, 0 means 4.
     pub fn open(path: &str, max_bytes: u64, max_files: u32) -> io::Result<Self> {
         if !path.starts_with('/') {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the log's path is not absolute"));
@@ -56,7 +57,7 @@ impl ContainerLog {
         let mut log = ContainerLog {
             path: PathBuf::from(path),
             max_bytes: if max_bytes == 0 { 10 << 20 } else { max_bytes },
-            generations: if max_files == 0 { 4 } else { max_files.min(1000) - 1 },
+            generations: if max_files == 0 { 4 } else { max_files.min(1000) },
             file: None,
             size: 0,
             dropped: 0,
@@ -125,9 +126,6 @@ impl ContainerLog {
         };
         for generation in (0..self.generations).rev() {
             let _ = fs::rename(name(generation), name(generation + 1));
-        }
-        if self.generations == 0 {
-            let _ = fs::remove_file(&self.path);
         }
         self.file = None;
         self.size = 0;
@@ -235,7 +233,7 @@ mod tests {
     #[test]
     fn rotates_at_line_boundaries_and_keeps_so_many_files() {
         let dir = TempDir::new();
-        let (mut log, path) = log(&dir, 1000, 3);
+        let (mut log, path) = log(&dir, 1000, 2);
         for number in 0..100 {
             log.write(Stream::Stdout, 0, format!("line {number}\nagain\n").as_bytes());
         }

@@ -1,10 +1,10 @@
 //! Waiting for a helper's unix socket without polling: inotify(7) tells when it is made.
 use crate::failure;
 use crate::keeper::Keeper;
-use crate::spawn::{describe_wait_status, Spawned};
+use crate::spawn::{describe_wait_status, Spawned, VMM};
 use crate::sys;
 use kata_protocol::envelope::Status;
-use kata_protocol::ttrpc::{status, Code};
+use kata_protocol::ttrpc::Code;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -13,23 +13,22 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Answers when `socket` listens. Errors: FAILED_PRECONDITION when the process ends first, DEADLINE_EXCEEDED after
-/// `timeout` (the process is killed), both with the process's last lines.
+/// `timeout` (the process is killed), both with a BootFailure that holds the process's last lines.
 pub async fn wait(keeper: &Keeper, process: &Spawned, socket: &Path, timeout: Duration) -> Result<(), Status> {
-    let last_lines = || failure::tail(keeper, &process.name, 20).unwrap_or_default();
+    let name = process.name.as_str();
     let failed = tokio::select! {
         result = appears(socket) => match result {
             Ok(()) => return Ok(()),
             Err(error) => failure::from_io(&format!("watch for {}", socket.display()), &error),
         },
         wait_status = process.wait() => {
-            let text = format!("{} {} before its socket {} appeared: {}",
-                process.name, describe_wait_status(wait_status), socket.display(), last_lines());
-            status(Code::FailedPrecondition, text)
+            let text = format!("{name} {} before its socket {} appeared", describe_wait_status(wait_status), socket.display());
+            let cause = if name == VMM { "vmm-exited" } else { "helper-exited" };
+            failure::boot(keeper, Code::FailedPrecondition, cause, name, wait_status, &text)
         }
         () = tokio::time::sleep(timeout) => {
-            let text = format!("{} did not make {} within {} ms: {}",
-                process.name, socket.display(), timeout.as_millis(), last_lines());
-            status(Code::DeadlineExceeded, text)
+            let text = format!("{name} did not make {} within {} ms", socket.display(), timeout.as_millis());
+            failure::boot(keeper, Code::DeadlineExceeded, "timeout", name, 0, &text)
         }
     };
     let _ = process.signal(libc::SIGKILL);

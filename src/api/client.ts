@@ -1,5 +1,5 @@
 import { type ClientRequest, type IncomingMessage, request } from 'node:http';
-import type { z } from 'zod';
+import type * as z from 'zod';
 import { type ErrorBody, KataError } from '../base/index.ts';
 import { ENDPOINTS, type EndpointName, type PathParameters, REQUEST_ID_HEADER } from './endpoints.ts';
 import type { Routes } from './routes.ts';

@@ -1,5 +1,5 @@
 import { writeFileSync } from 'node:fs';
-import { z } from 'zod';
+import * as z from 'zod';
 import { ERROR_CODES } from '../base/index.ts';
 import { ENDPOINTS, type EndpointName, REQUEST_ID_HEADER } from './endpoints.ts';
 import { ROUTES, type Route } from './routes.ts';

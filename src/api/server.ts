@@ -1,5 +1,5 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
-import type { z } from 'zod';
+import type * as z from 'zod';
 import { KataError } from '../base/index.ts';
 import type { ApiAnswer } from './client.ts';
 import { ENDPOINTS, type EndpointName, type PathParameters, REQUEST_ID_HEADER } from './endpoints.ts';

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
 import { mkdirSync, readdirSync, statSync, unlinkSync } from 'node:fs';
 import { join } from 'node:path';
-import { z } from 'zod';
+import * as z from 'zod';
 import type { Answer, Replays } from '../api/server.ts';
 import { KataError } from '../base/index.ts';
 import { StateFile } from '../sandbox/index.ts';

@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { mkdirSync, readdirSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { z } from 'zod';
+import * as z from 'zod';
 import type { Volume } from '../api/index.ts';
 import { KataError, NAME_PATTERN } from '../base/index.ts';
 import { StateFile } from '../sandbox/index.ts';

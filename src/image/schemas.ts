@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { KataError } from '../base/index.ts';
 import { isDigest } from '../oci/index.ts';
 

@@ -1,5 +1,5 @@
 import { open, readFile, rename, rm } from 'node:fs/promises';
-import { z } from 'zod';
+import * as z from 'zod';
 import { KataError } from '../base/index.ts';
 import { isDigest } from '../oci/index.ts';
 

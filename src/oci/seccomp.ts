@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { KataError } from '../base/index.ts';
 import type { Seccomp, SeccompRule } from './runtime-spec.ts';
 import {

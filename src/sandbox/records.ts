@@ -1,4 +1,4 @@
-import { z } from 'zod';
+import * as z from 'zod';
 import { CreateContainer, ExitInfo, PhaseTiming } from '../api/schemas.ts';
 import type { ImageConfig } from '../oci/index.ts';
 

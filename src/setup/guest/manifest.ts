@@ -1,5 +1,5 @@
 import { readFile } from 'node:fs/promises';
-import { z } from 'zod';
+import * as z from 'zod';
 import { KataError } from '../../base/index.ts';
 import { sha256 } from '../tools.ts';
 

@@ -172,7 +172,7 @@ function toolPath(assets: string, name: string): string {
   const file = join(assets, 'tools.json');
   let path: unknown;
   try {
-    path = JSON.parse(readFileSync(file, 'utf8')).tools?.[name]?.path;
+    path = JSON.parse(readFileSync(file, 'utf8'))[name]?.path;
   } catch (cause) {
     throw new KataError('SETUP_INCOMPLETE', `cannot read ${file}`, {
       phase: 'engine-start',

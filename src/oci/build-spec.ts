@@ -225,7 +225,11 @@ export const stopSignalOf = (image: ImageConfig, stopSignal: string | undefined)
 
 /** Absolute paths where the image declares volumes, normalised and sorted; what is not an absolute path is left out. */
 export const imageVolumes = (image: ImageConfig): string[] =>
-  [...new Set(Object.keys(image.config?.Volumes ?? {}).filter((path) => path.startsWith('/')))]
-    .map((path) => posix.join('/', path).replace(/(.)\/$/, '$1'))
-    .filter((path) => path !== '/')
-    .sort();
+  [
+    ...new Set(
+      Object.keys(image.config?.Volumes ?? {})
+        .filter((path) => path.startsWith('/'))
+        .map((path) => posix.join('/', path).replace(/(.)\/$/, '$1'))
+        .filter((path) => path !== '/'),
+    ),
+  ].sort();

@@ -44,7 +44,12 @@ const handlers: Handlers = {
   },
   loadImages: async () => ({ images: [] }),
   waitContainer: (call) =>
-    new Promise((_, reject) => call.signal.addEventListener('abort', () => (aborted(), reject(call.signal.reason)))),
+    new Promise((_, reject) =>
+      call.signal.addEventListener('abort', () => {
+        aborted();
+        reject(call.signal.reason);
+      }),
+    ),
   events: async function* (call) {
     for (let sequence = 1; sequence <= 3; sequence++)
       yield { sequence, at: '', type: 'container', action: 'x', id: '', attributes: {} };

@@ -97,3 +97,12 @@ export const REFUSED_UPDATE_FLAGS = {
   ...none('the virtual machine has no swap', 'memory-reservation memory-swap kernel-memory', 'use --memory'),
   ...none('a stopped container is not started again by itself', 'restart'),
 };
+export const REFUSED_STATS_FLAGS = none('a container that does not run uses nothing', 'all/a');
+export const REFUSED_VOLUME_LS_FLAGS = none('volumes live on this host and are local', 'cluster');
+export const REFUSED_VOLUME_CREATE_FLAGS = {
+  ...none('local volumes have no driver options', 'driver/d opt/o'),
+  ...none(
+    'volumes live on this host and are local',
+    'availability group limit-bytes required-bytes scope secret sharing topology-preferred topology-required type',
+  ),
+};

@@ -32,7 +32,7 @@ export function compileTemplate(source: string): Template {
 type Flow = 'break' | 'continue' | undefined;
 /** Bounds `{{range 1000000000}}` and what grows in loops. */
 const MAX_OUTPUT = 256 * 2 ** 20;
-const MAX_STEPS = 10_000_000;
+const MAX_STEPS = 5_000_000;
 
 class Evaluator {
   text = '';
@@ -49,6 +49,7 @@ class Evaluator {
   }
 
   nodes(nodes: readonly Node[], dot: Value): Flow {
+    if (++this.#steps > MAX_STEPS) throw bad('the template runs too long');
     const scope = this.#variables.length;
     let flow: Flow;
     for (const node of nodes) {
@@ -60,7 +61,7 @@ class Evaluator {
   }
 
   #node(node: Node, dot: Value): Flow {
-    if (++this.#steps > MAX_STEPS) throw bad('the template runs too long');
+    this.#steps++;
     switch (node.kind) {
       case 'text':
         this.#write(node.text);

@@ -1,5 +1,6 @@
 import { type Command, FLAG_FORMAT, FLAG_JSON } from '../command.ts';
 import { group } from '../group.ts';
+import { REFUSED_PLATFORM } from '../refused.ts';
 import { command as images } from './images.ts';
 import { inspectObjects } from './inspect.ts';
 import { command as load } from './load.ts';
@@ -11,6 +12,7 @@ const inspect: Command = {
   summary: 'Show everything about images',
   usage: '[OPTIONS] IMAGE [IMAGE...]',
   flags: [{ ...FLAG_FORMAT, short: 'f', help: "Print with a Go template, or 'json'" }, FLAG_JSON],
+  refused: REFUSED_PLATFORM,
   minArguments: 1,
   completes: 'images',
   examples: ["kata image inspect -f '{{.Size}}' busybox"],

@@ -5,6 +5,7 @@ import { type Command, FLAG_FORMAT, FLAG_JSON } from '../command.ts';
 import { humanSize, shortId } from '../container-view.ts';
 import type { Context } from '../context.ts';
 import { type Row, renderListing } from '../list-output.ts';
+import { REFUSED_STATS_FLAGS } from '../refused.ts';
 
 /** CPU use needs two samples; docker's pace too. */
 const SAMPLE_MS = 1000;
@@ -30,6 +31,7 @@ export const command: Command = {
     FLAG_FORMAT,
     { ...FLAG_JSON, help: 'Print one sample as JSON and end' },
   ],
+  refused: REFUSED_STATS_FLAGS,
   minArguments: 0,
   completes: 'containers',
   examples: ['kata stats', "kata stats --no-stream --format '{{.Name}} {{.HostMem}}' web"],

@@ -6,6 +6,7 @@ import { FILTER_FLAG, readFilters } from '../filters.ts';
 import { group } from '../group.ts';
 import { readLabels } from '../key-values.ts';
 import { type Row, renderListing } from '../list-output.ts';
+import { REFUSED_VOLUME_CREATE_FLAGS, REFUSED_VOLUME_LS_FLAGS } from '../refused.ts';
 import { inspectObjects } from './inspect.ts';
 
 const HEADERS: Readonly<Record<string, string>> = {
@@ -51,6 +52,7 @@ const list: Command = {
     FLAG_FORMAT,
     FLAG_JSON,
   ],
+  refused: REFUSED_VOLUME_LS_FLAGS,
   minArguments: 0,
   maxArguments: 0,
   examples: ['kata volume ls', "kata volume ls --format '{{.Name}} {{.Mountpoint}}'"],
@@ -69,10 +71,7 @@ const create: Command = {
   summary: 'Create a volume',
   usage: '[OPTIONS] [VOLUME]',
   flags: [{ long: 'label', kind: 'list', value: 'KEY[=VALUE]', help: 'Set a label' }],
-  refused: {
-    driver: { short: 'd', reason: 'volumes live on this host and are local' },
-    opt: { short: 'o', reason: 'local volumes have no options' },
-  },
+  refused: REFUSED_VOLUME_CREATE_FLAGS,
   minArguments: 0,
   maxArguments: 1,
   examples: ['kata volume create data', 'kata run --rm -v data:/data busybox ls /data'],

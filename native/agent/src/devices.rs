@@ -1,0 +1,106 @@
+//! Devices that the host plugs for a container: found in the guest, then written into the container's spec.
+use crate::agent::Agent;
+use crate::device::parse_pci_path;
+use crate::failure::{invalid, Context, Result};
+use kata_protocol::grpc::{Device, LinuxDevice, LinuxDeviceCgroup, Spec};
+use kata_protocol::ttrpc::{status, Code};
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+const MAX_DEVICES: usize = 256;
+
+/// Waits for each device and gives the spec the guest's device numbers. Errors: INVALID_ARGUMENT for a type or path that
+/// is not understood, DEADLINE_EXCEEDED for a device that does not appear.
+pub async fn add_devices(agent: &Agent, devices: &[Device], spec: &mut Spec) -> Result<()> {
+    if devices.len() > MAX_DEVICES {
+        return Err(invalid(format!("device: {} devices are over {MAX_DEVICES}", devices.len())));
+    }
+    for device in devices {
+        match device.r#type.as_str() {
+            "blk" | "mmioblk" | "nvdimm" => {
+                let around = agent.storages.surroundings();
+                let source = if device.vm_path.is_empty() { &device.id } else { &device.vm_path };
+                let node = around.roots.wait_for_disk(source, &around.uevents, around.hotplug_timeout).await?;
+                rewrite(spec, device, &node)?;
+            }
+            "vfio-pci-gk" => wait_for_vfio(agent, device).await?,
+            other => {
+                let text = format!("device: type {other:?} is not one of blk, mmioblk, nvdimm, vfio-pci-gk");
+                return Err(status(Code::InvalidArgument, text));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Devices that the guest's own drivers take: it is enough that they are there.
+async fn wait_for_vfio(agent: &Agent, device: &Device) -> Result<()> {
+    let around = agent.storages.surroundings();
+    for option in &device.options {
+        let (_, path) = option
+            .split_once('=')
+            .ok_or_else(|| invalid(format!("device: {option:?} is not <host address>=<PCI path>")))?;
+        let slots = parse_pci_path(path)?;
+        let what = format!("the device at PCI path {path}");
+        around.uevents.wait_for(&what, around.hotplug_timeout, || Ok(around.roots.pci_device(&slots))).await?;
+    }
+    Ok(())
+}
+
+fn rewrite(spec: &mut Spec, device: &Device, node: &Path) -> Result<()> {
+    let path = PathBuf::from(&device.container_path);
+    if !path.is_absolute() {
+        return Err(invalid(format!("device: container path {:?} is not absolute", device.container_path)));
+    }
+    let metadata = fs::metadata(node).context(|| format!("device: {}", node.display()))?;
+    let kind = if metadata.file_type().is_char_device() { "c" } else { "b" };
+    let (major, minor) = (i64::from(libc::major(metadata.rdev())), i64::from(libc::minor(metadata.rdev())));
+    let linux = spec.linux.get_or_insert_with(Default::default);
+    let mut wanted = LinuxDevice {
+        path: device.container_path.clone(),
+        r#type: kind.into(),
+        major,
+        minor,
+        file_mode: 0o660,
+        ..Default::default()
+    };
+    match linux.devices.iter_mut().find(|entry| entry.path == device.container_path) {
+        Some(entry) => {
+            (wanted.file_mode, wanted.uid, wanted.gid) = (entry.file_mode, entry.uid, entry.gid);
+            *entry = wanted;
+        }
+        None => linux.devices.push(wanted),
+    }
+    let resources = linux.resources.get_or_insert_with(Default::default);
+    resources.devices.push(LinuxDeviceCgroup { allow: true, r#type: kind.into(), major, minor, access: "rwm".into() });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_gets_the_guests_numbers_and_is_allowed() {
+        let mut spec = Spec::default();
+        let host = LinuxDevice {
+            path: "/dev/x".into(),
+            r#type: "b".into(),
+            major: 99,
+            minor: 9,
+            uid: 5,
+            ..Default::default()
+        };
+        spec.linux.get_or_insert_with(Default::default).devices.push(host);
+        let device = Device { container_path: "/dev/x".into(), ..Default::default() };
+        rewrite(&mut spec, &device, Path::new("/dev/null")).unwrap();
+        let linux = spec.linux.unwrap();
+        let entry = &linux.devices[0];
+        assert_eq!((entry.r#type.as_str(), entry.major, entry.minor, entry.uid), ("c", 1, 3, 5));
+        let rule = &linux.resources.unwrap().devices[0];
+        assert_eq!((rule.allow, rule.major, rule.minor), (true, 1, 3));
+        let relative = Device { container_path: "dev/x".into(), ..Default::default() };
+        assert!(rewrite(&mut Spec::default(), &relative, Path::new("/dev/null")).is_err());
+    }
+}

@@ -1,0 +1,76 @@
+import { readdirSync, readFileSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import { type Counts, cargoTests, nodeTests, type Outcome, run } from './support/runner.ts';
+
+// Runs the suites, two lanes side by side: what computes, and what boots virtual machines. Ends with one line that counts.
+// The number of tests that ran is compared with test/expected.json, so that none vanishes silently.
+
+const REPO = resolve(import.meta.dirname, '..');
+const SUITES = ['lint', 'unit', 'native', 'e2e', 'fault'] as const;
+type Suite = (typeof SUITES)[number];
+
+const testFiles = (directory: string): string[] =>
+  readdirSync(join(REPO, directory), { recursive: true })
+    .map(String)
+    .filter((name) => name.endsWith('.test.ts'))
+    .sort()
+    .map((name) => join(directory, name));
+
+const CARGO = ['--manifest-path', 'native/Cargo.toml', '--locked'];
+
+async function lint(): Promise<Outcome> {
+  const checks: [string, string[]][] = [
+    ['node_modules/.bin/tsc', ['-p', '.']],
+    ['node_modules/.bin/biome', ['check', '--error-on-warnings', '.']],
+    ['cargo', ['fmt', '--manifest-path', 'native/Cargo.toml', '--all', '--check']],
+    ['cargo', ['clippy', ...CARGO, '--all-targets', '--quiet', '--', '-D', 'warnings']],
+  ];
+  const counts: Counts = { passed: 0, failed: 0, skipped: 0 };
+  for (const [command, args] of checks) {
+    const ok = await run(REPO, 'lint', command, args);
+    counts[ok ? 'passed' : 'failed'] += 1;
+  }
+  return { suite: 'lint', counts };
+}
+
+const inNamespaces = (suite: Suite): Promise<Outcome> =>
+  nodeTests(REPO, suite, testFiles(`test/${suite}`), { namespaces: true });
+
+const RUN: Record<Suite, () => Promise<Outcome>> = {
+  lint,
+  unit: () => nodeTests(REPO, 'unit', [...testFiles('test/architecture'), ...testFiles('test/unit')], {}),
+  native: () => cargoTests(REPO, 'native', ['test', ...CARGO, '--workspace']),
+  e2e: () => inNamespaces('e2e'),
+  fault: () => inNamespaces('fault'),
+};
+
+async function lane(suites: readonly Suite[]): Promise<Outcome[]> {
+  const outcomes: Outcome[] = [];
+  for (const suite of suites) outcomes.push(await RUN[suite]());
+  return outcomes;
+}
+
+const asked = process.argv.slice(2).filter((name) => name !== 'all');
+for (const name of asked)
+  if (!SUITES.includes(name as Suite)) {
+    process.stderr.write(`test/run: no suite "${name}"; there are ${SUITES.join(', ')}, all\n`);
+    process.exit(2);
+  }
+const wanted = asked.length === 0 ? [...SUITES] : SUITES.filter((suite) => asked.includes(suite));
+const boots: Suite[] = wanted.filter((suite) => suite === 'e2e' || suite === 'fault');
+if (boots.length > 0 && !(await run(REPO, 'setup', './kata', ['setup', '--all']))) process.exit(1);
+
+const outcomes = (await Promise.all([lane(wanted.filter((suite) => !boots.includes(suite))), lane(boots)])).flat();
+const expected: Record<string, number> = JSON.parse(readFileSync(join(REPO, 'test/expected.json'), 'utf8'));
+const total: Counts = { passed: 0, failed: 0, skipped: 0 };
+for (const { suite, counts } of outcomes) {
+  process.stdout.write(`${suite}: ${counts.passed} passed, ${counts.failed} failed, ${counts.skipped} skipped\n`);
+  for (const key of ['passed', 'failed', 'skipped'] as const) total[key] += counts[key];
+  const ran = counts.passed + counts.failed;
+  if (ran !== expected[suite]) {
+    process.stdout.write(`${suite}: ${ran} tests ran, test/expected.json says ${expected[suite]}\n`);
+    total.failed += 1;
+  }
+}
+process.stdout.write(`${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped\n`);
+process.exitCode = total.failed === 0 ? 0 : 1;

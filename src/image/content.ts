@@ -8,7 +8,8 @@ import { compressionOf, decompress } from './layer/compression.ts';
 import { digestMismatch } from './layer/refuse.ts';
 import { readHead, unpackLayer } from './layer/unpack-layer.ts';
 
-const READ_BYTES = 2 ** 20;
+/** What is handled at one go: small enough to leave the process responsive. */
+const READ_BYTES = 256 * 1024;
 const EROFS_SUFFIX = '.erofs';
 
 /** A file in the store's temporary directory, its sha256 known. */

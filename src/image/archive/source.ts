@@ -10,7 +10,8 @@ import { readHead } from '../layer/unpack-layer.ts';
 import { MAX_ARCHIVE_ENTRIES, MAX_ARCHIVE_JSON_BYTES, MAX_JSON_BYTES } from '../limits.ts';
 import { readTar, type TarHeader } from '../tar/read-tar.ts';
 
-const READ_BYTES = 2 ** 20;
+/** What is handled at one go: small enough to leave the process responsive. */
+const READ_BYTES = 256 * 1024;
 
 /** Where an image's parts come from: the members of an archive or the files of a layout. Names are as in the OCI layout. */
 export interface ImageSource {

@@ -1,4 +1,5 @@
 import type { FileHandle } from 'node:fs/promises';
+import { setImmediate as yieldToOthers } from 'node:timers/promises';
 import { BlockWriter } from './block-writer.ts';
 import {
   BLOCK_BYTES,
@@ -29,6 +30,9 @@ interface Layout {
   buildNanos: number;
 }
 
+/** So many inodes are laid out before other work of the process gets its turn: some milliseconds. */
+const INODES_PER_TURN = 2048;
+
 const blocksOf = (bytes: number): number => Math.ceil(bytes / BLOCK_BYTES);
 const alignTo = (value: number, unit: number): number => Math.ceil(value / unit) * unit;
 
@@ -58,7 +62,7 @@ export class ErofsWriter {
 
   /** @param uuid 16 bytes. Returns the image's size in bytes, a multiple of 4096. */
   async finish(root: Node, uuid: Uint8Array): Promise<number> {
-    const layout = layOut(root, this.#out.block);
+    const layout = await layOut(root, this.#out.block);
     for (const { node, place } of layout.order)
       if (!place.inline && hasOwnData(node)) {
         await this.#out.append(contentOf(node, layout.places));
@@ -66,6 +70,7 @@ export class ErofsWriter {
       }
     const base = layout.metaBlock * BLOCK_BYTES;
     for (const { node, place } of layout.order) {
+      if (place.inode % INODES_PER_TURN === 0) await yieldToOthers();
       await this.#out.padTo(base + place.nid * SLOT_BYTES);
       await this.#out.append(encodeInode(node, place));
       if (place.inline) await this.#out.append(contentOf(node, layout.places));
@@ -99,14 +104,15 @@ function contentOf(node: Node, places: ReadonlyMap<Node, Placement>): Buffer {
 }
 
 /** Gives every inode its place. The root is first: the superblock has 16 bits for its number. */
-function layOut(root: Node, firstFreeBlock: number): Layout {
-  const links = collect(root);
+async function layOut(root: Node, firstFreeBlock: number): Promise<Layout> {
+  const links = await collect(root);
   const build = commonestTime(links.keys());
   const places = new Map<Node, Placement>();
   const order: Placed[] = [];
   let block = firstFreeBlock;
   let meta = 0;
   for (const [node, count] of links) {
+    if (order.length % INODES_PER_TURN === 0) await yieldToOthers();
     const sizeBytes = ownSize(node);
     const extended = needsExtended(node, count, sizeBytes, build);
     const head = (extended ? EXTENDED_INODE_BYTES : COMPACT_INODE_BYTES) + xattrSize(node);
@@ -140,10 +146,15 @@ function ownSize(node: Node): number {
 }
 
 /** Every inode once, parents before children and names in order, with its number of links. Not recursive: trees can be deep. */
-function collect(root: Node): Map<Node, number> {
+async function collect(root: Node): Promise<Map<Node, number>> {
   const links = new Map<Node, number>([[root, 2]]);
   const pending: Node[] = [root];
+  let nextTurn = INODES_PER_TURN;
   for (let directory = pending.pop(); directory !== undefined; directory = pending.pop()) {
+    if (links.size > nextTurn) {
+      nextTurn = links.size + INODES_PER_TURN;
+      await yieldToOthers();
+    }
     const below: Node[] = [];
     for (const name of [...(directory.children?.keys() ?? [])].sort()) {
       const child = directory.children?.get(name) as Node;

@@ -10,7 +10,8 @@ import { compressionOf, decompress } from './compression.ts';
 import { LayerTree } from './layer-tree.ts';
 import { digestMismatch, refuse } from './refuse.ts';
 
-const READ_BYTES = 2 ** 20;
+/** What is handled at one go: small enough to leave the process responsive. */
+const READ_BYTES = 256 * 1024;
 
 /**
  * Turns the layer blob at `source` (a tar, plain, gzip or zstd) into an EROFS image at `target`, which must not exist,

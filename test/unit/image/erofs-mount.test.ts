@@ -145,8 +145,9 @@ const draft: fc.Arbitrary<Draft> = fc
 function toEntries(drafts: readonly Draft[]): Entry[] {
   const directories = [''];
   const files: string[] = [];
-  const used = new Set<string>();
-  const entries: Entry[] = [];
+  const used = new Set(['first']);
+  // A tree is never empty: a listing of nothing would equal a mount that failed.
+  const entries: Entry[] = [{ name: 'first', data: 'x', mtime: 1 }];
   for (const { parent, ...entry } of drafts) {
     const path = `${directories[parent % directories.length]}${entry.name}`;
     if (used.has(path) || path.length > 3000) continue;
@@ -165,6 +166,17 @@ test('random trees read back as GNU tar extracts them', { skip: cannotMount }, a
   await fc.assert(
     fc.asyncProperty(fc.array(draft, { minLength: 1, maxLength: 60 }), (drafts) => sameAsTar(dir, toEntries(drafts))),
     { numRuns: 30 },
+  );
+});
+
+test('an empty layer mounts', { skip: cannotMount }, async (t) => {
+  const dir = await temporary(t);
+  const image = await imageOf(dir, 'empty', []);
+  const at = join(dir, 'm');
+  await mkdir(at);
+  assert.equal(
+    withMounted([{ image, at }], `ls -a '${at}'; stat -c '%a %u %g' '${at}'`).toString(),
+    '.\n..\n755 0 0\n',
   );
 });
 

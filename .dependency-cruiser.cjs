@@ -35,7 +35,7 @@ module.exports = {
       from: { path: '^src/([^/]+)/' },
       to: {
         path: '^src/([^/]+)/',
-        pathNot: '^src/($1|rpc)/|/index\\.ts$|^src/api/(client|schemas|routes)\\.ts$|^src/base/',
+        pathNot: '^src/($1|rpc)/|/index\\.ts$|^src/api/(client|schemas|routes|server)\\.ts$|^src/base/',
       },
     },
     { name: 'no-circular', severity: 'error', from: {}, to: { circular: true } },

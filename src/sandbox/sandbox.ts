@@ -131,7 +131,8 @@ export class Sandbox {
     failpoint('start.disks-plugged');
     const { keeper, agent, machine } = this.links;
     const { containerId } = plan;
-    await phases.time('files', () => writeGuestFiles(this, plan.files, signal));
+    const sharedDir = this.#record.shared === 'no' ? undefined : join(this.runDir, 'shared');
+    await phases.time('files', () => writeGuestFiles(agent, sharedDir, plan.files, signal));
     failpoint('start.files-copied');
     const storages = plan.rootfs.mounts((id) => machineOf(machine).addressOf(id));
     if (this.#record.shared === 'container' && needsSharing(plan)) storages.unshift(SHARED_MOUNT);

@@ -10,7 +10,7 @@ export interface SpawnOptions {
   fds: readonly { memory: string; targetFd: number }[];
   /** The sandbox ends when this process ends. */
   essential: boolean;
-  /** Resolve when this unix socket exists; absent: when exec succeeded. */
+  /** Resolve when this unix socket listens; absent: when exec succeeded. */
   readySocket?: string;
 }
 
@@ -71,6 +71,8 @@ export interface Machine {
   /** Where the agent and its ports are reached. */
   readonly agentAddress: AgentAddress;
   describe(): PersistedMachine;
+  /** Lets go of the running machine, which a later `Hypervisor.adopt` takes over. This object is of no more use. */
+  detach(): void;
   /** Calls `listener` for each event until the returned function is called. */
   onEvent(listener: (event: MachineEvent) => void): () => void;
 }

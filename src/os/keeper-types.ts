@@ -19,7 +19,7 @@ export interface KeeperSpawn {
   fds: readonly { memory: string; targetFd: number }[];
   /** The sandbox ends when this process ends. */
   essential: boolean;
-  /** Answered when this unix socket exists; absent: when exec succeeded. */
+  /** Answered when this unix socket listens; absent: when exec succeeded. */
   readySocket?: string;
 }
 

@@ -40,7 +40,7 @@ export function qemuArgv(spec: MachineSpec): string[] {
     ...(spec.consoleSocket === undefined
       ? ['-serial', 'none']
       : ['-chardev', `socket,id=console,path=${spec.consoleSocket}`, '-serial', 'chardev:console']),
-    ...(q35 ? ['-device', `pci-bridge,id=${BRIDGE_ID},bus=pcie.0,addr=${SLOT_BRIDGE},chassis_nr=1,shpc=off`] : []),
+    ...(q35 ? ['-device', bridge()] : []),
     ...vsock(spec),
     ...[
       '-object',
@@ -85,6 +85,10 @@ export function kernelCmdline(spec: MachineSpec): string {
     ...spec.cmdline,
   ].join(' ');
 }
+
+/** The firmware keeps memory windows behind the bridge only where they are asked for: 31 devices take 20 KiB each. */
+const bridge = (): string =>
+  `pci-bridge,id=${BRIDGE_ID},bus=pcie.0,addr=${SLOT_BRIDGE},chassis_nr=1,shpc=off,mem-reserve=1M,pref64-reserve=1M`;
 
 /** `-device` text of a virtio device: at its slot on the root bus of q35, on the next free transport of microvm. */
 function on(spec: MachineSpec, model: string, properties: string, slot: number): string {
@@ -153,7 +157,8 @@ export function hotDevice(device: Device, slot: number): Record<string, unknown>
   if (device.kind === 'fs')
     return { driver: 'vhost-user-fs-pci', chardev: chardevId(device), tag: device.tag, 'queue-size': 1024, ...place };
   const serial = device.serial === undefined ? {} : { serial: device.serial };
-  return { driver: 'virtio-blk-pci', drive: nodeName(device), ...serial, ...place };
+  // Without the legacy interface a device needs no I/O ports, which are scarce behind a bridge.
+  return { driver: 'virtio-blk-pci', drive: nodeName(device), 'disable-legacy': 'on', ...serial, ...place };
 }
 
 /** The process behind hybrid vsock. Its guest has context id 3 as seen by itself; nobody else sees that number. */

@@ -125,6 +125,11 @@ export class QemuMachine implements Machine {
     };
   }
 
+  detach(): void {
+    this.#phase = 'stopped';
+    this.#monitor.close();
+  }
+
   async start(options: CallOptions = {}): Promise<void> {
     if (this.#phase !== 'new') throw new KataError('CONFLICT', 'the machine was started before', { phase: 'vmm' });
     this.#phase = 'started';

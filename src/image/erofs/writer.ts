@@ -110,7 +110,8 @@ async function layOut(root: Node, firstFreeBlock: number): Promise<Layout> {
   const places = new Map<Node, Placement>();
   const order: Placed[] = [];
   let block = firstFreeBlock;
-  let meta = 0;
+  // Not 0: the number is what stat(2) shows, and readdir(3) leaves out what has the inode number 0.
+  let meta = EXTENDED_INODE_BYTES;
   for (const [node, count] of links) {
     if (order.length % INODES_PER_TURN === 0) await yieldToOthers();
     const sizeBytes = ownSize(node);

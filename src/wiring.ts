@@ -3,12 +3,13 @@ import { rename, rm } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { TtrpcAgent } from './agent/index.ts';
-import { KataError } from './base/index.ts';
+import { KataError, NAME_PATTERN } from './base/index.ts';
 import { type EnginePaths, findAssets, serve } from './engine/index.ts';
 import { qemu } from './hypervisor/index.ts';
 import { ImageStore } from './image/index.ts';
 import {
   bootId,
+  CGROUP_PARENT,
   chooseAccelerator,
   createExt4Disk,
   createHostCgroup,
@@ -23,7 +24,7 @@ import { armFailpointsFrom, type SandboxHost, type SandboxServices } from './san
 
 /**
  * katad's main, and the one file that knows the concrete drivers.
- * `node katad --root DIR --run DIR --assets DIR [--idle-minutes N]`, started by `kata-keeper daemon`, which holds the lock.
+ * `node katad --root DIR --run DIR --assets DIR [--idle-minutes N] [--cgroup-parent NAME]`, started by `kata-keeper daemon`, which holds the lock.
  * Environment: KATA_FAILPOINT arms failpoints at the start, KATA_FAILPOINTS=1 serves them over the API (tests).
  */
 const VERSION = '0.1.0';
@@ -35,6 +36,7 @@ function main(): void {
       run: { type: 'string' },
       assets: { type: 'string' },
       'idle-minutes': { type: 'string', default: '0' },
+      'cgroup-parent': { type: 'string', default: CGROUP_PARENT },
     },
   });
   const { root, run, assets } = values;
@@ -48,11 +50,13 @@ function main(): void {
     );
   const idleMinutes = Number(values['idle-minutes']);
   if (!(idleMinutes >= 0)) throw new KataError('INVALID_ARGUMENT', '--idle-minutes is a number');
+  const cgroupParent = values['cgroup-parent'];
+  if (!NAME_PATTERN.test(cgroupParent)) throw new KataError('INVALID_ARGUMENT', '--cgroup-parent is one name');
   armFailpointsFrom(process.env.KATA_FAILPOINT);
   for (const dir of [paths.root, paths.run]) mkdirSync(dir, { recursive: true, mode: 0o700 });
   void serve({
     paths,
-    services: services(paths),
+    services: services(paths, cgroupParent),
     openImages: (usedBy) => ImageStore.open(join(paths.root, 'images'), { usedBy }),
     failpoints: process.env.KATA_FAILPOINTS === '1',
     idleMinutes,
@@ -60,7 +64,7 @@ function main(): void {
   }).catch(fatal);
 }
 
-function services(paths: EnginePaths): SandboxServices {
+function services(paths: EnginePaths, cgroupParent: string): SandboxServices {
   const script = process.argv[1] ?? '';
   const engine = [
     process.execPath,
@@ -72,9 +76,11 @@ function services(paths: EnginePaths): SandboxServices {
     paths.run,
     '--assets',
     paths.assets,
+    '--cgroup-parent',
+    cgroupParent,
   ];
   return {
-    host: sandboxHost(paths),
+    host: sandboxHost(paths, cgroupParent),
     hypervisor: qemu,
     sandboxesDir: join(paths.run, 's'),
     engine: {
@@ -96,14 +102,14 @@ function services(paths: EnginePaths): SandboxServices {
   };
 }
 
-const sandboxHost = (paths: EnginePaths): SandboxHost => ({
+const sandboxHost = (paths: EnginePaths, cgroupParent: string): SandboxHost => ({
   launchKeeper,
   connectKeeper: async (runDir, options) => {
     const keeper = await KeeperClient.connect(runDir, VERSION, options);
     return { keeper, agent: new TtrpcAgent(keeper.ttrpc) };
   },
   cleanup: runCleanup,
-  createCgroup: createHostCgroup,
+  createCgroup: (uid, limits) => createHostCgroup(uid, limits, { parent: cgroupParent }),
   removeCgroup: removeHostCgroup,
   killCgroup,
   makeDisk: async (path, sizeBytes, mkfs, options) => {

@@ -1,11 +1,11 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync, type FSWatcher, mkdirSync, readFileSync, watch } from 'node:fs';
-import { connect } from 'node:net';
 import { dirname, join, resolve } from 'node:path';
 import { ApiClient } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
 import { type Context, checkoutDir, type Locations } from './context.ts';
 import { escapeControls } from './escape.ts';
+import { reach, socketOf } from './reach.ts';
 
 /** An engine that adopts many sandboxes listens before it adopts; this bounds a start that hangs. */
 const START_TIMEOUT_MS = 30_000;
@@ -15,44 +15,10 @@ const RECHECK_MS = 250;
 const EXIT_LOCK_HELD = 75;
 const LOG_TAIL_LINES = 15;
 
-type Reach = 'listening' | 'absent';
-
-/** Connects to nothing but finds out whether somebody listens. Throws PERMISSION_DENIED. */
-function reach(socketPath: string): Promise<Reach> {
-  return new Promise((done, fail) => {
-    const socket = connect({ path: socketPath });
-    socket.once('connect', () => {
-      socket.destroy();
-      done('listening');
-    });
-    socket.once('error', (error: NodeJS.ErrnoException) => {
-      if (error.code === 'EACCES' || error.code === 'EPERM')
-        fail(
-          new KataError('PERMISSION_DENIED', `no access to the engine's socket ${socketPath}`, {
-            cause: error,
-            hint: 'run kata as root',
-          }),
-        );
-      // EAGAIN: the accept queue is full, so there is a listener.
-      else done(error.code === 'EAGAIN' ? 'listening' : 'absent');
-    });
-  });
-}
-
-const socketOf = (runDir: string): string => join(runDir, 'katad.sock');
-
-/** A client of the engine that runs, or undefined. Starts nothing. */
-export async function probeEngine(runDir: string): Promise<ApiClient | undefined> {
-  const path = socketOf(runDir);
-  if (!existsSync(path)) return undefined;
-  return (await reach(path)) === 'listening' ? new ApiClient(path) : undefined;
-}
-
 /** A client of the engine of this state root, which is started when none listens. Throws ENGINE_UNAVAILABLE. */
 export async function connectEngine(context: Context): Promise<ApiClient> {
   const { run } = context.locations;
-  const running = await probeEngine(run);
-  if (running !== undefined) return running;
+  if ((await reach(socketOf(run))) === 'listening') return new ApiClient(socketOf(run));
   if (process.getuid?.() !== 0)
     throw new KataError('PERMISSION_DENIED', 'starting the engine needs root', { hint: 'run kata as root' });
   await context.ensureSetup(['base']);
@@ -63,7 +29,7 @@ export async function connectEngine(context: Context): Promise<ApiClient> {
 async function startEngine(context: Context): Promise<void> {
   const { locations } = context;
   mkdirSync(locations.run, { recursive: true, mode: 0o700 });
-  const argv = engineCommand(locations);
+  const argv = engineCommand(locations, context.env);
   const [program = '', ...args] = argv;
   // Watching starts before the engine does: its socket cannot appear unseen.
   const listening = new Listening(socketOf(locations.run));
@@ -159,12 +125,14 @@ class Listening {
 }
 
 /** `kata-keeper daemon … -- node katad --root … --run … --assets …` */
-function engineCommand(locations: Locations): string[] {
+function engineCommand(locations: Locations, env: NodeJS.ProcessEnv): string[] {
   const { root, run, assets } = locations;
   const keeper = toolPath(assets, 'kata-keeper');
   const daemon = ['daemon', '--lock', join(run, 'katad.lock'), '--log', join(run, 'katad.log'), '--'];
   const engine = [process.execPath, engineScript(), '--root', root, '--run', run, '--assets', assets];
-  return [keeper, ...daemon, ...engine];
+  // Sandboxes' cgroups are made below a name of the host's root; tests and nested hosts choose another.
+  const parent = env.KATA_CGROUP_PARENT ? ['--cgroup-parent', env.KATA_CGROUP_PARENT] : [];
+  return [keeper, ...daemon, ...engine, ...parent];
 }
 
 /** Path of a tool by `<assets>/tools.json`. */

@@ -3,8 +3,8 @@ import { join } from 'node:path';
 import { KataError } from '../base/index.ts';
 import type { Resources } from '../model/index.ts';
 
-/** Group of all sandboxes below a hierarchy's root. */
-const PARENT = 'kata-ts';
+/** Group of all sandboxes below a hierarchy's root, unless the engine is told another. */
+export const CGROUP_PARENT = 'kata-ts';
 const CONTROLLERS = ['cpu', 'memory', 'pids'] as const;
 type Controller = (typeof CONTROLLERS)[number];
 /** Microseconds: the kernel's default period. */
@@ -24,23 +24,23 @@ export interface HostCgroup {
 }
 
 /**
- * Makes `/kata-ts/<uid>` in every hierarchy that has the processor, memory or process controller, with the limits. A
+ * Makes `/<parent>/<uid>` in every hierarchy that has the processor, memory or process controller, with the limits. A
  * hierarchy that cannot be written is reported and left out, not an error: the VM itself still bounds its guest.
- * `hierarchies`: by default those of this host.
+ * `hierarchies`: by default those of this host. `parent`: one name, by default CGROUP_PARENT.
  */
 export async function createHostCgroup(
   uid: string,
   limits: Resources,
-  hierarchies?: readonly CgroupHierarchy[],
+  options: { hierarchies?: readonly CgroupHierarchy[]; parent?: string } = {},
 ): Promise<HostCgroup> {
   const directories: string[] = [];
   const unusable: string[] = [];
-  const found = hierarchies ?? (await hostHierarchies());
+  const found = options.hierarchies ?? (await hostHierarchies());
   for (const controller of CONTROLLERS)
     if (!found.some((h) => h.controllers.includes(controller)))
       unusable.push(`no cgroup hierarchy with the ${controller} controller is mounted`);
   for (const hierarchy of found) {
-    const parent = join(hierarchy.mountPoint, PARENT);
+    const parent = join(hierarchy.mountPoint, options.parent ?? CGROUP_PARENT);
     const directory = join(parent, uid);
     try {
       if (hierarchy.version === 2) await delegate(hierarchy, parent);

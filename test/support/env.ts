@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmdirSync, rmSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { collectResidue, type Residue } from './residue.ts';
 
@@ -107,6 +107,12 @@ export class TestEnv {
       await until(() => !existsSync(`/proc/${pid}`), 'the engine ends');
     }
     const residue = this.residue();
+    for (const hierarchy of ['', ...readdirSync('/sys/fs/cgroup')])
+      try {
+        rmdirSync(join('/sys/fs/cgroup', hierarchy, this.cgroupParent));
+      } catch {
+        // Not a hierarchy, or one without this parent; a parent that is not empty is residue already.
+      }
     rmSync(this.root, { recursive: true, force: true });
     return residue;
   }

@@ -1,10 +1,12 @@
-import { randomBytes } from 'node:crypto';
+/** Web Crypto is loaded by its first use: a command that makes no id does without. */
+const randomHex = (bytes: number): string =>
+  Buffer.from(globalThis.crypto.getRandomValues(new Uint8Array(bytes))).toString('hex');
 
 /** A sandbox's internal identity, 12 hex digits: every host resource is named from it. */
-export const newSandboxUid = (): string => randomBytes(6).toString('hex');
+export const newSandboxUid = (): string => randomHex(6);
 
 /** A container's id, 64 hex digits as docker's. */
-export const newContainerId = (): string => randomBytes(32).toString('hex');
+export const newContainerId = (): string => randomHex(32);
 
 /** Names of containers and volumes, as docker restricts them. */
 export const NAME_PATTERN = /^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$/;

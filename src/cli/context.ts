@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import type { ApiAnswer, ApiArguments, ApiClient, CallOptions, EndpointName } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
@@ -67,9 +68,14 @@ export class Context {
     return this.#client;
   }
 
-  /** The engine only if one runs. */
+  /** The engine only if one runs. Without a socket there is none, and nothing is loaded to find that out. */
   async runningClient(): Promise<ApiClient | undefined> {
-    return (await import('./engine.ts')).probeEngine(this.locations.run);
+    const path = join(this.locations.run, 'katad.sock');
+    if (!existsSync(path)) return undefined;
+    const { reach } = await import('./reach.ts');
+    if ((await reach(path)) !== 'listening') return undefined;
+    const { ApiClient } = await import('../api/index.ts');
+    return new ApiClient(path);
   }
 
   /**

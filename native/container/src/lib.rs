@@ -4,10 +4,22 @@
 //! and then executes the command, so nothing of the agent is executed a second time.
 //!
 //! `create` → `Pending<Container>` → `start` → `Pending<()>`; `exec` → `Pending<Process>`. Reaping is the caller's.
+//!
+//! AppArmor profiles, SELinux labels, Intel RDT and hooks of a spec are not applied: they speak of the host.
+mod caps;
+mod cgroup;
+mod child;
 mod container;
 mod error;
 mod launch;
+mod namespaces;
+mod rlimits;
+mod rootfs;
+mod seccomp;
 mod sys;
+mod sysctl;
+#[cfg(test)]
+mod testing;
 mod users;
 
 pub use container::{Container, CreateParams, Process, Stdio};
@@ -18,5 +30,5 @@ pub use users::{find_user, Identity};
 /// Makes the file system root a mount that containers can pivot away from. To be called once, before anything is
 /// mounted: an initramfs is not such a mount (pivot_root(2), EINVAL).
 pub fn make_root_pivotable() -> Result<()> {
-    todo!()
+    rootfs::cover_root().map_err(|errno| ContainerError::new(Step::Rootfs, errno, "/", "bind over itself"))
 }

@@ -1,0 +1,225 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import fc from 'fast-check';
+import { KataError } from '../../../src/base/index.ts';
+import { qemu } from '../../../src/hypervisor/index.ts';
+import { qemuArgv, virtiofsdArgv, vsockDeviceArgv } from '../../../src/hypervisor/qemu/argv.ts';
+import { validateSpec } from '../../../src/hypervisor/validate.ts';
+import type { FsDevice, MachineSpec } from '../../../src/model/index.ts';
+import { machineSpec } from './spec.ts';
+
+const fs: FsDevice = { kind: 'fs', id: 'share', tag: 'kataShared', sharedDir: '/run/shared', cache: 'auto' };
+const devices: MachineSpec['devices'] = [
+  fs,
+  { kind: 'layers', id: 'layers-1', paths: ['/images/a.erofs', '/images/b.erofs'], serial: 'image' },
+  { kind: 'layers', id: 'layers-2', paths: ['/images/a.erofs'] },
+  { kind: 'block', id: 'rw-1', path: '/containers/rw.img', readOnly: false },
+];
+
+const QMP = [
+  '-chardev',
+  'socket,id=qmp,path=/run/kata/s/0123456789ab/qmp.sock,server=on,wait=off',
+  '-mon',
+  'chardev=qmp,mode=control',
+];
+const SANDBOX = 'on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny';
+
+test('the command line of a q35 under tcg', () => {
+  assert.deepEqual(qemuArgv(machineSpec({ devices })), [
+    '/usr/bin/qemu-system-x86_64',
+    ...['-name', 'kata-0123456789ab', '-no-user-config', '-nodefaults', '-display', 'none', '-no-reboot'],
+    ...['-sandbox', SANDBOX],
+    '-M',
+    'q35,smm=off,hpet=off,sata=off,usb=off,i8042=off,smbus=off,vmport=off,graphics=off,acpi=on,memory-backend=mem',
+    ...['-accel', 'tcg,thread=multi', '-cpu', 'max', '-smp', '1', '-m', '256M'],
+    ...['-object', 'memory-backend-file,id=mem,size=268435456,mem-path=/proc/self/fd/10,share=on'],
+    ...['-kernel', '/assets/vmlinux', '-initrd', '/assets/initrd'],
+    ...['-append', 'quiet panic=-1 cryptomgr.notests=1 no_timer_check noreplace-smp console=ttyS0'],
+    ...QMP,
+    ...['-chardev', 'socket,id=console,path=/run/kata/s/0123456789ab/console.sock', '-serial', 'chardev:console'],
+    '-device',
+    'pci-bridge,id=bridge0,bus=pcie.0,addr=1,chassis_nr=1,shpc=off,mem-reserve=1M,pref64-reserve=1M',
+    ...['-chardev', 'socket,id=vsock,path=/run/kata/s/0123456789ab/vsock/vhost.sock'],
+    ...['-device', 'vhost-user-vsock-pci,chardev=vsock,id=vsock0,bus=pcie.0,addr=0x2'],
+    ...['-object', 'rng-random,id=rng,filename=/dev/urandom'],
+    ...['-device', 'virtio-rng-pci,rng=rng,id=rng0,bus=pcie.0,addr=0x3'],
+    ...['-chardev', 'socket,id=c-share,path=/run/kata/s/0123456789ab/share.sock'],
+    '-device',
+    'vhost-user-fs-pci,chardev=c-share,tag=kataShared,queue-size=1024,id=share,bus=pcie.0,addr=0x4',
+    '-blockdev',
+    '{"driver":"vmdk","node-name":"layers-1","read-only":true,"file":{"driver":"file","filename":"/run/kata/s/0123456789ab/layers-1.vmdk","read-only":true}}',
+    ...['-device', 'virtio-blk-pci,drive=layers-1,id=layers-1,serial=image,bus=pcie.0,addr=0x5'],
+    '-blockdev',
+    '{"driver":"raw","node-name":"layers-2","read-only":true,"file":{"driver":"file","filename":"/images/a.erofs","read-only":true}}',
+    ...['-device', 'virtio-blk-pci,drive=layers-2,id=layers-2,bus=pcie.0,addr=0x6'],
+    '-blockdev',
+    '{"driver":"raw","node-name":"rw-1","read-only":false,"discard":"unmap","file":{"driver":"file","filename":"/containers/rw.img","read-only":false,"discard":"unmap"}}',
+    ...['-device', 'virtio-blk-pci,drive=rw-1,id=rw-1,bus=pcie.0,addr=0x7'],
+  ]);
+});
+
+test('the command line of a microvm under kvm with the kernel’s vsock and private memory', () => {
+  const spec = machineSpec({
+    machine: 'microvm',
+    accel: 'kvm',
+    vcpus: 2,
+    maxVcpus: 4,
+    memory: { name: 'guest', share: false },
+    vsock: { mode: 'kernel', guestCid: 77 },
+    consoleSocket: undefined,
+    cmdline: ['agent.log=debug'],
+  });
+  const argv = qemuArgv(spec);
+  const after = (option: string) => argv[argv.indexOf(option) + 1];
+  assert.equal(after('-M'), 'microvm,acpi=on,rtc=on,memory-backend=mem');
+  assert.equal(after('-global'), 'virtio-mmio.force-legacy=false');
+  assert.equal(after('-accel'), 'kvm');
+  assert.equal(after('-cpu'), 'host');
+  assert.equal(after('-smp'), '2,maxcpus=4,sockets=1,cores=4,threads=1');
+  assert.equal(after('-append'), 'quiet panic=-1 cryptomgr.notests=1 agent.log=debug');
+  assert.equal(after('-serial'), 'none');
+  assert.ok(argv.includes('vhost-vsock-device,guest-cid=77,id=vsock0'));
+  assert.ok(argv.includes('memory-backend-file,id=mem,size=268435456,mem-path=/proc/self/fd/10,share=off'));
+  assert.ok(!argv.some((word) => word.includes('pci')));
+});
+
+test('microvm under tcg tells the guest the counter’s frequency; memory that can grow has slots', () => {
+  const micro = qemuArgv(machineSpec({ machine: 'microvm' }));
+  assert.match(micro[micro.indexOf('-append') + 1] as string, / tsc_early_khz=2600000 /);
+  const big = qemuArgv(machineSpec({ maxMemoryBytes: 2 ** 30 }));
+  assert.equal(big[big.indexOf('-m') + 1], '256M,slots=16,maxmem=1024M');
+});
+
+test('helpers’ command lines', () => {
+  assert.deepEqual(vsockDeviceArgv('/tools/v', '/run/v', '/run/v/v.sock'), [
+    '/tools/v',
+    ...['--guest-cid', '3', '--socket', '/run/v/vhost.sock', '--uds-path', '/run/v/v.sock'],
+  ]);
+  assert.deepEqual(virtiofsdArgv('/tools/virtiofsd', machineSpec(), fs), [
+    '/tools/virtiofsd',
+    '--socket-path=/run/kata/s/0123456789ab/share.sock',
+    '--shared-dir=/run/shared',
+    '--sandbox=chroot',
+    '--cache=auto',
+    '--announce-submounts',
+    '--xattr',
+    '--inode-file-handles=never',
+    '--rlimit-nofile=0',
+    '--log-level=warn',
+  ]);
+});
+
+/** Strings made to break out: option separators, quotes, control characters, another option, traversal. */
+const hostile = fc.oneof(
+  fc.string({ unit: 'binary', maxLength: 60 }),
+  fc
+    .tuple(
+      fc.constantFrom('/a', 'a', '', '/images/x', '-', '/a/../b'),
+      fc.constantFrom(
+        ',readonly=off',
+        ',path=/etc/shadow',
+        '"',
+        '\\',
+        '\n-device',
+        '\0',
+        ' init=/bin/sh',
+        '%',
+        '$(x)',
+        ';',
+        "'",
+        '-M',
+        '',
+      ),
+    )
+    .map((parts) => parts.join('')),
+);
+
+/** Puts `text` into one of the fields that reach a command line. */
+const FIELDS: readonly ((text: string) => Partial<MachineSpec>)[] = [
+  (text) => ({ uid: text }),
+  (text) => ({ kernel: text }),
+  (text) => ({ initrd: text }),
+  (text) => ({ runDir: text }),
+  (text) => ({ consoleSocket: text }),
+  (text) => ({ cmdline: [text] }),
+  (text) => ({ memory: { name: text, share: true } }),
+  (text) => ({ vsock: { mode: 'hybrid', directory: text } }),
+  (text) => ({ binaries: { vmm: text, vsockDevice: text, virtiofsd: text } }),
+  (text) => ({ devices: [{ kind: 'block', id: text, path: '/x', readOnly: true }] }),
+  (text) => ({ devices: [{ kind: 'block', id: 'x', path: text, readOnly: true }] }),
+  (text) => ({ devices: [{ kind: 'block', id: 'x', path: '/x', readOnly: true, serial: text }] }),
+  (text) => ({ devices: [{ kind: 'layers', id: 'x', paths: ['/x', text] }] }),
+  (text) => ({ devices: [{ kind: 'layers', id: 'x', paths: [text] }] }),
+  (text) => ({ devices: [{ ...fs, tag: text }] }),
+  (text) => ({ devices: [{ ...fs, sharedDir: text }] }),
+  (text) => ({ devices: [{ ...fs, cache: text as 'auto' }] }),
+];
+
+test('no string becomes a second option, word or line of a command line', () => {
+  let accepted = 0;
+  fc.assert(
+    fc.property(
+      fc.constantFrom(...FIELDS),
+      fc.oneof({ weight: 4, arbitrary: hostile }, { weight: 1, arbitrary: fc.constant('/plain') }),
+      (field, text) => {
+        const spec = machineSpec(field(text));
+        try {
+          validateSpec(spec, qemu.capabilities);
+        } catch (error) {
+          assert.ok(error instanceof KataError && error.code === 'INVALID_ARGUMENT');
+          return;
+        }
+        accepted += 1;
+        // The same machine with harmless text has the same shape: as many words, and as many options in each.
+        // QEMU takes the text of -append as it is: a comma means nothing there.
+        const parts = (word: string, at: number, words: string[]) =>
+          word.startsWith('{') || words[at - 1] === '-append' ? 1 : word.split(/[,"\\\p{Cc}]/u).length;
+        const shape = (s: MachineSpec) => qemuArgv(s).map(parts);
+        const plain = machineSpec(field(text.replace(/[^/]/g, 'a')));
+        assert.deepEqual(shape(spec), shape(plain));
+        for (const word of qemuArgv(spec)) if (word.startsWith('{')) JSON.parse(word);
+        const append = qemuArgv(spec)[qemuArgv(spec).indexOf('-append') + 1] as string;
+        assert.equal(append.split(' ').length, 6 + spec.cmdline.length);
+        assert.ok(!JSON.stringify(qemuArgv(spec)).includes('/../'));
+      },
+    ),
+    { numRuns: 3000 },
+  );
+  assert.ok(accepted > 50, `only ${accepted} of the strings were accepted`);
+});
+
+test('every wrong field is reported at once', () => {
+  const spec = machineSpec({
+    uid: 'x',
+    vcpus: 0,
+    memoryBytes: 1,
+    kernel: 'relative',
+    cmdline: ['two words'],
+    memory: { name: 'guest', share: false },
+    devices: [fs, fs],
+  });
+  assert.throws(
+    () => validateSpec(spec, qemu.capabilities),
+    (error: KataError) => {
+      const text = error.evidence.join('\n');
+      for (const part of ['uid', 'vcpus', 'memoryBytes', 'kernel', 'cmdline', 'memory.share', 'used twice'])
+        assert.match(text, new RegExp(part));
+      return error.code === 'INVALID_ARGUMENT';
+    },
+  );
+  const many = Array.from({ length: 28 }, (_, at) => ({
+    kind: 'block' as const,
+    id: `d-${at}`,
+    path: '/x',
+    readOnly: true,
+  }));
+  assert.throws(() => validateSpec(machineSpec({ devices: many }), qemu.capabilities), /boots with 27 at most/);
+  assert.throws(
+    () => validateSpec(machineSpec({ machine: 'microvm', tscKhz: undefined }), qemu.capabilities),
+    /tscKhz/,
+  );
+  assert.throws(
+    () => validateSpec(machineSpec({ runDir: `/${'r'.repeat(100)}` }), qemu.capabilities),
+    /runDir: is over/,
+  );
+});

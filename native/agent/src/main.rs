@@ -78,9 +78,9 @@ fn runtime() -> tokio::runtime::Runtime {
 
 fn guest_main() -> ! {
     let started_us = ready::boot_time_us();
+    power::install_panic_hook();
     let console = kata_container::make_root_pivotable().map_err(|error| error.to_string());
     let console = console.and_then(|()| boot::open_console());
-    power::install_panic_hook();
     let mounted = console.and_then(|()| boot::mount_all());
     let command_line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let (options, warnings) = Options::from_kernel_command_line(&command_line);

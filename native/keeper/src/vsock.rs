@@ -11,13 +11,19 @@ use std::path::PathBuf;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Mutex;
 
 /// `_IOW(VHOST_VIRTIO, 0x60, __u64)` of linux/vhost.h.
 const VHOST_VSOCK_SET_GUEST_CID: u64 = 0x4008_af60;
 const CID_ATTEMPTS: usize = 64;
 
 pub enum GuestVsock {
-    Hybrid { socket: PathBuf },
+    Hybrid {
+        socket: PathBuf,
+        /// Host-side ports that the device has given to connections. Held while one is made, so that they are counted in
+        /// the device's order.
+        given: Mutex<u32>,
+    },
     Kernel { cid: u32, device: OwnedFd },
 }
 
@@ -34,7 +40,7 @@ impl GuestVsock {
                 if let Some(dir) = socket.parent() {
                     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
                 }
-                Ok(GuestVsock::Hybrid { socket: socket.clone() })
+                Ok(GuestVsock::Hybrid { socket: socket.clone(), given: Mutex::new(0) })
             }
             VsockMode::Kernel => {
                 let device = OwnedFd::from(fs::OpenOptions::new().read(true).write(true).open("/dev/vhost-vsock")?);
@@ -67,7 +73,7 @@ impl GuestVsock {
     /// Takes connections that the guest opens to the host's `port`.
     pub fn listen(&self, port: u32) -> io::Result<GuestListener> {
         match self {
-            GuestVsock::Hybrid { socket } => {
+            GuestVsock::Hybrid { socket, .. } => {
                 let mut path = socket.as_os_str().to_owned();
                 path.push(format!("_{port}"));
                 let _ = fs::remove_file(&path);
@@ -89,11 +95,16 @@ impl GuestVsock {
     /// Errors: `ConnectionRefused` when nobody listens there.
     pub async fn connect(&self, port: u32) -> io::Result<(UnixStream, u32)> {
         match self {
-            GuestVsock::Hybrid { socket } => {
+            GuestVsock::Hybrid { socket, given } => {
+                let mut given = given.lock().await;
                 let mut stream = UnixStream::connect(socket).await?;
                 stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
-                let host_port = read_hybrid_answer(&mut stream).await?;
-                Ok((stream, host_port))
+                let counted = *given;
+                *given += 1;
+                let answered = read_hybrid_answer(&mut stream).await?;
+                // Firecracker's protocol answers with the host-side port. vhost-device-vsock 0.3 repeats the guest's; it
+                // numbers the host's sides from 0 in the order of the requests, refused ones too.
+                Ok((stream, if answered == port { counted } else { answered }))
             }
             GuestVsock::Kernel { cid, .. } => connect_kernel(*cid, port).await,
         }
@@ -254,6 +265,34 @@ mod tests {
             let refuse = async { drop(listener.accept().await.unwrap()) };
             let (refused, ()) = tokio::join!(vsock.connect(9), refuse);
             assert!(refused.is_err());
+        });
+    }
+
+    #[test]
+    fn counts_the_ports_of_a_device_that_does_not_tell_them() {
+        let dir = TempDir::new();
+        let socket = dir.path().join("v.sock");
+        run(async {
+            let listener = UnixListener::bind(&socket).unwrap();
+            let vsock = GuestVsock::open(&VsockMode::Hybrid(socket.clone())).unwrap();
+            let device = async {
+                for refused in [false, true, false] {
+                    let (mut stream, _) = listener.accept().await.unwrap();
+                    let mut line = [0; 13];
+                    stream.read_exact(&mut line).await.unwrap();
+                    if !refused {
+                        stream.write_all(b"OK 1027\n").await.unwrap();
+                    }
+                }
+            };
+            let connect = async {
+                let mut ports = Vec::new();
+                for _ in 0..3 {
+                    ports.push(vsock.connect(1027).await.ok().map(|(_, port)| port));
+                }
+                ports
+            };
+            assert_eq!(tokio::join!(connect, device).0, [Some(0), None, Some(2)]);
         });
     }
 

@@ -15,6 +15,7 @@ mod devices;
 mod events;
 mod failure;
 mod guest;
+mod init;
 mod input;
 mod log;
 mod metrics;
@@ -50,14 +51,18 @@ For tests on a host: kata-agent --listen unix:DIR [--run-dir DIR] [--cgroup DIR]
 
 #[cfg_attr(not(test), no_mangle)]
 pub extern "C" fn main(count: c_int, arguments: *const *const c_char) -> c_int {
+    let count = usize::try_from(count).unwrap_or(0);
+    // SAFETY: C's main gets `count` NUL-terminated strings.
+    let word = |index| unsafe { CStr::from_ptr(*arguments.add(index)) };
+    // A container's init has process id 1, too, in a namespace of its own.
+    if count > 0 && init::is_asked_for(word(0)) {
+        return init::run((1..count).map(|index| word(index).to_owned()).collect());
+    }
     ignore_broken_pipes();
     if std::process::id() == 1 {
         guest_main();
     }
-    let count = usize::try_from(count).unwrap_or(0);
-    // SAFETY: C's main gets `count` NUL-terminated strings.
-    let words = (1..count).map(|index| unsafe { CStr::from_ptr(*arguments.add(index)) }.to_string_lossy().into_owned());
-    host_main(words)
+    host_main((1..count).map(|index| word(index).to_string_lossy().into_owned()))
 }
 
 /// A handler that does nothing, not SIG_IGN: an ignored signal would stay ignored in the containers' programs.

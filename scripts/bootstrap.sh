@@ -21,10 +21,10 @@ trap '[ -n "$pid" ] && kill "$pid" 2>/dev/null; exit 130' INT TERM
 
 # step WHAT HINT COMMAND...: runs the command with its output in the log, showing that it moves.
 step() {
-  what=$1
+  title=$1
   hint=$2
   shift 2
-  attempt "$what" "$@" || fail "$what failed:" "$hint"
+  attempt "$title" "$@" || fail "$title failed:" "$hint"
 }
 
 attempt() {
@@ -55,10 +55,10 @@ install_npm() {
   [ "$(id -u)" = 0 ] || fail "npm is missing" "run as root: apt-get install --no-install-recommends npm"
   export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
   set -- apt-get install -y -q --no-install-recommends -oDPkg::Lock::Timeout=600 -oAcquire::Retries=3 npm
-  what="installing npm, which fetches Node and the libraries"
-  if ! attempt "$what" "$@"; then
+  why="installing npm, which fetches Node and the libraries"
+  if ! attempt "$why" "$@"; then
     step "reading apt's package lists" "check the apt sources and the network" apt-get update -q -oAcquire::Retries=3
-    step "$what" "try by hand: apt-get install npm" "$@"
+    step "$why" "try by hand: apt-get install npm" "$@"
   fi
 }
 

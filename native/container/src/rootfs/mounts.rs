@@ -93,15 +93,20 @@ fn make(place: &Place<'_>, entry: &Mount, kind: &str, options: &MountOptions) ->
     for flag in &options.superblock_flags {
         context.option(flag).map_err(refused)?;
     }
-    let read_only = options.attributes.set & ATTR_RDONLY != 0;
+    let read_only = (options.attributes.set | options.recursive_attributes.set) & ATTR_RDONLY != 0;
     if read_only && !PSEUDO.contains(&kind) {
         context.option("ro").map_err(refused)?;
     }
-    let mounted = context.mount(options.attributes.set & !ATTR_RDONLY).map_err(refused)?;
-    if options.copy_up && kind == "tmpfs" {
+    // A new mount has nothing to clear and nothing below it.
+    let attributes = options.attributes.set | options.recursive_attributes.set;
+    let mounted = if options.copy_up && kind == "tmpfs" {
+        let mounted = context.mount(attributes & !ATTR_RDONLY).map_err(refused)?;
         copy_tree(target.as_fd(), mounted.as_fd()).map_err(|errno| failure(entry, errno, "copy the image's content"))?;
-    }
-    apply_attributes(mounted.as_fd(), entry, options)?;
+        set_attributes(mounted.as_fd(), attributes & ATTR_RDONLY, 0, false).map_err(|errno| failure(entry, errno, "attributes"))?;
+        mounted
+    } else {
+        context.mount(attributes).map_err(refused)?
+    };
     attach(mounted.as_fd(), target.as_fd()).map_err(|errno| failure(entry, errno, "attach"))?;
     Ok(mounted)
 }

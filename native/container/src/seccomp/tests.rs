@@ -138,7 +138,8 @@ fn random_profile(random: &mut Random) -> LinuxSeccomp {
 fn random_call(random: &mut Random) -> Call {
     let arch = *random.pick(&[AUDIT_ARCH_X86_64, AUDIT_ARCH_X86_64, AUDIT_ARCH_I386, 0xc000_00b7]);
     let set = *random.pick(&[Arch::X86_64, Arch::X86, Arch::X32]);
-    let known = number(set, *random.pick(NAMES)).unwrap_or(600);
+    let name: &str = random.pick::<&str>(NAMES);
+    let known = number(set, name).unwrap_or(600);
     let number = match random.below(8) {
         0 => random.next() as u32,
         1 => known.wrapping_add(1),

@@ -72,14 +72,17 @@ pub(crate) fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), i32
 
 /// Every signal back to its default and unblocked. CLONE_CLEAR_SIGHAND leaves those that are ignored (SIGPIPE in Rust).
 pub(crate) fn reset_signals() {
-    // SAFETY: the set is initialised by sigemptyset; signals that cannot be changed give EINVAL, which is right.
+    const SIGNALS: i32 = 64;
+    // The kernel's struct sigaction and sigset_t, all zero: SIG_DFL, and no signal. libc's calls would leave out the
+    // signals that it keeps for itself.
+    let zero = [0_u64; 4];
+    let none = std::ptr::null_mut::<u64>();
+    // SAFETY: both structures are large enough and outlive the calls; KILL and STOP give EINVAL, which is right.
     unsafe {
-        for signal in 1..=libc::SIGRTMAX() {
-            libc::signal(signal, libc::SIG_DFL);
+        for signal in 1..=SIGNALS {
+            libc::syscall(libc::SYS_rt_sigaction, signal, zero.as_ptr(), none, size_of::<u64>());
         }
-        let mut none = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, zero.as_ptr(), none, size_of::<u64>());
     }
 }
 

@@ -43,8 +43,9 @@ export async function createHostCgroup(
     const parent = join(hierarchy.mountPoint, options.parent ?? CGROUP_PARENT);
     const directory = join(parent, uid);
     try {
+      await makeGroup(parent);
       if (hierarchy.version === 2) await delegate(hierarchy, parent);
-      await mkdir(directory, { recursive: true, mode: 0o755 });
+      await makeGroup(directory);
     } catch (error) {
       unusable.push(`${directory} cannot be made: ${(error as Error).message}`);
       continue;
@@ -105,9 +106,15 @@ async function removeGroup(directory: string): Promise<void> {
   }
 }
 
+/** One level at a time: Node's recursive mkdir never ends on file systems that answer ENOENT for what cannot be made. */
+async function makeGroup(path: string): Promise<void> {
+  await mkdir(path, { mode: 0o755 }).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EEXIST') throw error;
+  });
+}
+
 /** A v2 controller works in a group only where every group above it passes it on. */
 async function delegate(hierarchy: CgroupHierarchy, parent: string): Promise<void> {
-  await mkdir(parent, { recursive: true, mode: 0o755 });
   const enable = hierarchy.controllers.map((c) => `+${c}`).join(' ');
   for (const group of [hierarchy.mountPoint, parent]) await writeFile(join(group, 'cgroup.subtree_control'), enable);
 }

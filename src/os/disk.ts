@@ -38,8 +38,9 @@ export async function createSparseFile(path: string, sizeBytes: number): Promise
 }
 
 /**
- * Makes a sparse disk image with an empty ext4. Inode tables and journal are left to be zeroed by the guest when it first
- * needs them, so that this takes milliseconds and the image occupies well under a megabyte. A failure leaves no file.
+ * Makes a sparse disk image with an empty ext4, for which a file full of holes is known to be zeroes: nothing is zeroed here,
+ * and nothing later by the guest's kernel in the background. Two copies of the superblock, and no room kept for growing
+ * while mounted: this takes some 20 ms and 200 KiB whatever the size. A failure leaves no file. Needs e2fsprogs 1.47.
  */
 export async function createExt4Disk(
   path: string,
@@ -49,8 +50,9 @@ export async function createExt4Disk(
 ): Promise<void> {
   await createSparseFile(path, sizeBytes);
   try {
-    const extended = 'lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0';
-    await run([mkfs, '-q', '-F', '-m', '0', '-E', extended, path], 'disk', options);
+    const extended = 'assume_storage_prezeroed=1,nodiscard,root_owner=0:0';
+    const features = '^resize_inode,sparse_super2';
+    await run([mkfs, '-q', '-F', '-m', '0', '-O', features, '-E', extended, path], 'disk', options);
   } catch (error) {
     await rm(path, { force: true });
     throw error;

@@ -75,6 +75,7 @@ export class KeeperClient {
         sandboxUid: hello.sandbox_uid,
         pid: hello.pid,
         startTimeTicks: Number(hello.start_time_ticks),
+        guestCid: hello.guest_cid,
       });
     } catch (error) {
       ttrpc?.close();

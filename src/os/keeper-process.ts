@@ -41,17 +41,12 @@ export interface KeeperLaunch {
 export async function launchKeeper(launch: KeeperLaunch, options: CallOptions = {}): Promise<{ pid: number }> {
   const { binary, dir, uid } = launch;
   const log = await open(join(dir, 'keeper.log'), 'a', 0o600);
-  let child: ChildProcess;
-  try {
-    child = spawn(binary, ['serve', '--dir', dir, '--uid', uid, '--config', join(dir, 'keeper.json')], {
-      cwd: '/',
-      env: CLEAN_ENV,
-      detached: true,
-      stdio: ['ignore', log.fd, log.fd, 'pipe'],
-    });
-  } finally {
-    await log.close();
-  }
+  const child = spawn(binary, ['serve', '--dir', dir, '--uid', uid, '--config', join(dir, 'keeper.json')], {
+    cwd: '/',
+    env: CLEAN_ENV,
+    detached: true,
+    stdio: ['ignore', log.fd, log.fd, 'pipe'],
+  });
   try {
     await readyLine(child, options);
   } catch (error) {
@@ -60,6 +55,7 @@ export async function launchKeeper(launch: KeeperLaunch, options: CallOptions = 
   } finally {
     child.stdio[3]?.destroy();
     child.unref();
+    await log.close();
   }
   return { pid: child.pid as number };
 }

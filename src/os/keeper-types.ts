@@ -8,6 +8,8 @@ export interface KeeperIdentity {
   pid: number;
   /** Field 22 of /proc/PID/stat. */
   startTimeTicks: number;
+  /** The guest's context id where the keeper uses the kernel's vhost-vsock, else 0. */
+  guestCid: number;
 }
 
 export interface KeeperSpawn {

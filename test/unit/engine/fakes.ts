@@ -91,7 +91,14 @@ export class FakeKeeper {
       if (!self.alive || closed.is) throw new KataError('KEEPER_UNAVAILABLE', 'connection closed');
     };
     return {
-      identity: { protocolVersion: 1, keeperVersion: 'fake', sandboxUid: this.uid, pid: this.pid, startTimeTicks: 1 },
+      identity: {
+        protocolVersion: 1,
+        keeperVersion: 'fake',
+        sandboxUid: this.uid,
+        pid: this.pid,
+        startTimeTicks: 1,
+        guestCid: 0,
+      },
       closed: new Promise(() => {}),
       close: () => {
         closed.is = true;

@@ -52,6 +52,8 @@ pub fn prepare() -> std::result::Result<(), String> {
         // Orphans of containers come to us, as they come to PID 1 in the guest.
         libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
     }
+    // As the agent does; without it an initramfs could not be left.
+    kata_container::make_root_pivotable().map_err(|error| error.to_string())?;
     let hierarchy = unified().ok_or("no cgroup v2 hierarchy")?;
     for controller in fs::read_to_string(format!("{hierarchy}/cgroup.controllers")).unwrap_or_default().split_whitespace() {
         let _ = fs::write(format!("{hierarchy}/cgroup.subtree_control"), format!("+{controller}"));

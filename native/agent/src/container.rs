@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::task::AbortHandle;
 
@@ -172,15 +172,26 @@ async fn create_reserved(
         oom_group: false,
         stdio,
     };
+    let began = Instant::now();
     let pending = kata_container::Container::create(params).map_err(|error| status_of(&error))?;
+    let cloned_us = began.elapsed().as_micros();
     watch_process(agent, container, &process, pending.pid());
     let mut made = finish(pending).await?;
+    log::debug!(
+        "container",
+        "{}: cloned after {cloned_us} us, set up after {} us",
+        container.id,
+        began.elapsed().as_micros()
+    );
     if let Some(master) = made.init.master.take() {
         process.adopt_terminal(master)?;
     }
     process.connect(connections);
-    if let Err(error) = agent.sandbox.borrow_mut().note_first_container(made.init.pid) {
-        log::warning!("container", "pid namespace of {}: {error}", container.id);
+    // An immediate end is no error here: whoever waits for the process learns it.
+    if process.exited().is_none() {
+        if let Err(error) = agent.sandbox.borrow_mut().note_container(&container.id, made.init.pid) {
+            log::warning!("container", "pid namespace of {}: {error}", container.id);
+        }
     }
     watch_oom(agent, container, made.memory_events());
     *container.inner.borrow_mut() = Some(made);
@@ -215,10 +226,13 @@ fn watch_process(agent: &Rc<Agent>, container: &Rc<Container>, process: &Rc<Proc
     agent.reaper.watch(pid, move |ending| {
         let Some(container) = container.upgrade() else { return process.note_exit(ending, false) };
         process.note_exit(ending, container.oom_kills_now() > kills_before);
+        let is_init = container.processes.borrow().get("").is_some_and(|init| Rc::ptr_eq(init, &process));
         if let Some(agent) = agent_.upgrade() {
             container.report_oom(&agent);
+            if is_init {
+                agent.sandbox.borrow_mut().note_container_end(&container.id);
+            }
         }
-        let is_init = container.processes.borrow().get("").is_some_and(|init| Rc::ptr_eq(init, &process));
         if is_init && container.shares_pid_namespace {
             container.kill_all();
         }

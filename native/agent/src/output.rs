@@ -18,6 +18,8 @@ use tokio::sync::Notify;
 
 /// One read, and one packet of vsock at most.
 const CHUNK_BYTES: usize = 64 << 10;
+/// Larger than the kernel's 64 KiB: fewer wake-ups for a process that writes much.
+pub const PIPE_BYTES: usize = 256 << 10;
 /// A terminal that descendants keep writing to is read dry up to here when the process ends.
 const MAX_TERMINAL_BACKLOG_BYTES: usize = 1 << 20;
 /// How long bytes of a removed container wait for a host that does not read.
@@ -165,8 +167,23 @@ impl Output {
         if self.ended.get() {
             return Some(Vec::new());
         }
+        drop(backlog);
         let mut bytes = Vec::new();
-        self.try_take(limit, |chunk| bytes.extend_from_slice(chunk))?;
+        while bytes.len() < limit {
+            let taken = self.try_take(limit - bytes.len(), |chunk| {
+                if bytes.is_empty() {
+                    // Growing step by step would copy, and touch new pages each time.
+                    let rest = usize::try_from(unread_bytes(self.descriptor.as_raw_fd())).unwrap_or(0);
+                    bytes.reserve_exact((chunk.len() + rest).min(limit));
+                }
+                bytes.extend_from_slice(chunk);
+            });
+            match taken {
+                Some(count) if count > 0 => {}
+                None if bytes.is_empty() => return None,
+                _ => break,
+            }
+        }
         Some(bytes)
     }
 
@@ -267,7 +284,7 @@ async fn linger(removed: &Notify) {
     tokio::time::sleep(LINGER_TIMEOUT).await;
 }
 
-/// FIONREAD of a pipe.
+/// FIONREAD: exact for a pipe, what has been processed so far for a terminal.
 fn unread_bytes(fd: libc::c_int) -> u64 {
     let mut count: libc::c_int = 0;
     // SAFETY: the kernel writes one int.

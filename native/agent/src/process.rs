@@ -2,7 +2,7 @@
 use crate::failure::{Context, Result};
 use crate::input::Input;
 use crate::log;
-use crate::output::Output;
+use crate::output::{Output, PIPE_BYTES};
 use crate::poll::watch_both;
 use crate::reaper::Ending;
 use kata_container::Stdio;
@@ -16,9 +16,6 @@ use std::rc::Rc;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 use tokio::sync::{watch, Notify};
-
-/// Larger than the kernel's 64 KiB: fewer wake-ups for a process that writes much.
-const PIPE_BYTES: usize = 256 << 10;
 
 /// How a process ended, and which bytes of its streams are its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,8 +19,9 @@ pub struct Sandbox {
     created: bool,
     /// CreateSandbox asked for one pid namespace for all containers.
     shared_pid_namespace: bool,
-    /// The first container's pid namespace; a descriptor, because a path with a pid could come to mean another process.
-    pid_namespace: Option<OwnedFd>,
+    /// The oldest living container and its pid namespace; a descriptor, because a path with a pid could come to mean
+    /// another process.
+    pid_namespace: Option<(String, OwnedFd)>,
     namespace_dir: Option<PathBuf>,
     storages: Vec<String>,
 }
@@ -36,17 +37,24 @@ impl Sandbox {
     /// Path of the pid namespace that a container joins; empty: a new one.
     pub fn pid_namespace_path(&self, shared: bool) -> String {
         match &self.pid_namespace {
-            Some(fd) if shared || self.shared_pid_namespace => format!("/proc/self/fd/{}", fd.as_raw_fd()),
+            Some((_, fd)) if shared || self.shared_pid_namespace => format!("/proc/self/fd/{}", fd.as_raw_fd()),
             _ => String::new(),
         }
     }
 
     /// Remembers the namespace of the sandbox's first container.
-    pub fn note_first_container(&mut self, pid: i32) -> io::Result<()> {
+    pub fn note_container(&mut self, id: &str, pid: i32) -> io::Result<()> {
         if self.pid_namespace.is_none() {
-            self.pid_namespace = Some(File::open(format!("/proc/{pid}/ns/pid"))?.into());
+            self.pid_namespace = Some((id.to_owned(), File::open(format!("/proc/{pid}/ns/pid"))?.into()));
         }
         Ok(())
+    }
+
+    /// The first process of a container has ended, and with it a pid namespace that it began: nobody can join it now.
+    pub fn note_container_end(&mut self, id: &str) {
+        if self.pid_namespace.as_ref().is_some_and(|(owner, _)| owner == id) {
+            self.pid_namespace = None;
+        }
     }
 }
 
@@ -216,8 +224,14 @@ mod tests {
         assert_eq!(sandbox.pinned_namespace("uts").unwrap(), "/run/x/uts");
         assert_eq!(sandbox.pinned_namespace("mount"), None);
         assert_eq!(sandbox.pid_namespace_path(true), "");
-        sandbox.note_first_container(std::process::id() as i32).unwrap();
+        let pid = std::process::id() as i32;
+        sandbox.note_container("first", pid).unwrap();
+        sandbox.note_container("second", pid).unwrap();
         assert!(sandbox.pid_namespace_path(true).starts_with("/proc/self/fd/"));
         assert_eq!(sandbox.pid_namespace_path(false), "");
+        sandbox.note_container_end("second");
+        assert_ne!(sandbox.pid_namespace_path(true), "");
+        sandbox.note_container_end("first");
+        assert_eq!(sandbox.pid_namespace_path(true), "");
     }
 }

@@ -104,12 +104,16 @@ fn accept_vsock(listener: RawFd) -> io::Result<(OwnedFd, libc::sockaddr_vm)> {
     let mut peer = vsock_address(0, 0);
     let mut length = VSOCK_ADDRESS_BYTES;
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: peer and length outlive the call and describe one buffer.
-    let socket = unsafe {
-        let fd = check(libc::accept4(listener, (&raw mut peer).cast(), &raw mut length, flags))?;
-        OwnedFd::from_raw_fd(fd)
-    };
-    Ok((socket, peer))
+    loop {
+        // SAFETY: peer and length outlive the call and describe one buffer.
+        let accepted = unsafe { check(libc::accept4(listener, (&raw mut peer).cast(), &raw mut length, flags)) };
+        match accepted {
+            // AF_VSOCK gives up on any pending signal, non-blocking or not; SIGCHLD is pending often.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // SAFETY: the descriptor is new.
+            accepted => return accepted.map(|fd| (unsafe { OwnedFd::from_raw_fd(fd) }, peer)),
+        }
+    }
 }
 
 /// In tests a client's "port" is the number that ends the name its socket is bound to.

@@ -154,6 +154,10 @@ fn wanted(route: &Route, links: &[Link]) -> Result<KernelRoute> {
     if families.iter().any(|family| *family != known) {
         return Err(invalid(format!("network: route to {:?} mixes IPv4 and IPv6", route.dest)));
     }
+    let scope =
+        u8::try_from(route.scope).map_err(|_| invalid(format!("network: scope {} is no scope", route.scope)))?;
+    // As ip(8) does: an IPv4 network without a gateway is on the link, or no gateway in it would count as reachable.
+    let on_link = scope == 0 && gateway.is_none() && i32::from(known) == libc::AF_INET;
     Ok(KernelRoute {
         family: known,
         destination: destination.map(|(address, _)| address),
@@ -161,7 +165,7 @@ fn wanted(route: &Route, links: &[Link]) -> Result<KernelRoute> {
         gateway,
         source,
         index: index_of(&route.device, links)?,
-        scope: u8::try_from(route.scope).map_err(|_| invalid(format!("network: scope {} is no scope", route.scope)))?,
+        scope: if on_link { libc::RT_SCOPE_LINK } else { scope },
         protocol: RTPROT_BOOT,
         flags: route.flags,
         mtu: route.mtu,
@@ -265,6 +269,8 @@ mod tests {
         };
         let default = wanted(&route("0.0.0.0/0", "10.0.0.1"), &link()).unwrap();
         assert_eq!((default.destination, default.length, default.index), (None, 0, 2));
+        assert_eq!(default.scope, 0);
+        assert_eq!(wanted(&route("10.0.0.0/8", ""), &link()).unwrap().scope, libc::RT_SCOPE_LINK);
         assert!(wanted(&route("10.0.0.0/8", "fe80::1"), &link()).is_err());
         assert!(wanted(&route("10.0.0.0/40", ""), &link()).is_err());
         let absent = Route { device: "eth9".into(), ..Route::default() };

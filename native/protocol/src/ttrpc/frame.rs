@@ -8,6 +8,8 @@ pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 pub(super) const TYPE_REQUEST: u8 = 1;
 pub(super) const TYPE_RESPONSE: u8 = 2;
 const HEADER_BYTES: usize = 10;
+/// `Response.payload` of ttrpc.proto.
+const PAYLOAD_FIELD: u32 = 2;
 /// Memory is taken as bytes arrive, not as the header promises.
 const READ_STEP_BYTES: usize = 64 << 10;
 const FIRST_READ_BYTES: usize = 2 << 10;
@@ -41,6 +43,22 @@ pub(super) fn encode(stream_id: u32, kind: u8, message: &impl prost::Message) ->
     bytes.extend_from_slice(&[kind, 0]);
     message.encode_raw(&mut bytes);
     bytes
+}
+
+/// What goes before `payload` in the frame of an answer without status: a long payload is then sent from where it is.
+pub(super) fn answer_head(stream_id: u32, payload: &[u8]) -> Vec<u8> {
+    let mut field = Vec::with_capacity(HEADER_BYTES);
+    if !payload.is_empty() {
+        prost::encoding::encode_key(PAYLOAD_FIELD, prost::encoding::WireType::LengthDelimited, &mut field);
+        prost::encoding::encode_varint(payload.len() as u64, &mut field);
+    }
+    let length = field.len() + payload.len();
+    let mut head = Vec::with_capacity(HEADER_BYTES + field.len());
+    head.extend_from_slice(&(length as u32).to_be_bytes());
+    head.extend_from_slice(&stream_id.to_be_bytes());
+    head.extend_from_slice(&[TYPE_RESPONSE, 0]);
+    head.extend_from_slice(&field);
+    head
 }
 
 /// Takes frames off a socket. `next` may be dropped at any await without losing a byte.

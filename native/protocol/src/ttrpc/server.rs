@@ -1,7 +1,8 @@
 //! The serving side of one connection.
-use super::frame::{encode, Body, Frame, FrameReader, MAX_MESSAGE_BYTES, TYPE_REQUEST, TYPE_RESPONSE};
+use super::frame::{answer_head, encode, Body, Frame, FrameReader, MAX_MESSAGE_BYTES, TYPE_REQUEST, TYPE_RESPONSE};
 use super::status::{status, Code};
 use crate::envelope::{Request, Response, Status};
+use prost::bytes::Buf;
 use prost::Message;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -15,6 +16,9 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
+
+/// Leaves room for the field around the payload.
+const MAX_PAYLOAD_BYTES: usize = MAX_MESSAGE_BYTES - 16;
 
 /// The encoded answer, or the status that refuses the call.
 pub type HandlerFuture = Pin<Box<dyn Future<Output = Result<Vec<u8>, Status>>>>;
@@ -64,20 +68,22 @@ impl Drop for Place {
 
 impl Connection {
     async fn answer(&self, stream_id: u32, result: Result<Vec<u8>, Status>) -> io::Result<()> {
-        let response = match result {
-            Ok(payload) => Response { status: None, payload },
-            Err(status) => Response { status: Some(status), payload: Vec::new() },
-        };
-        let response = match response.encoded_len() {
-            0..=MAX_MESSAGE_BYTES => response,
+        let result = result.and_then(|payload| match payload.len() {
+            0..=MAX_PAYLOAD_BYTES => Ok(payload),
             length => {
-                let text = format!("answer of {length} bytes is over the limit of {MAX_MESSAGE_BYTES}");
-                Response { status: Some(status(Code::ResourceExhausted, text)), payload: Vec::new() }
+                let text = format!("answer of {length} bytes is over the limit of {MAX_PAYLOAD_BYTES}");
+                Err(status(Code::ResourceExhausted, text))
+            }
+        });
+        let (head, payload) = match result {
+            Ok(payload) => (answer_head(stream_id, &payload), payload),
+            Err(status) => {
+                let response = Response { status: Some(status), payload: Vec::new() };
+                (encode(stream_id, TYPE_RESPONSE, &response), Vec::new())
             }
         };
-        let frame = encode(stream_id, TYPE_RESPONSE, &response);
-        drop(response);
-        self.writer.lock().await.write_all(&frame).await
+        let mut whole = Buf::chain(head.as_slice(), payload.as_slice());
+        self.writer.lock().await.write_all_buf(&mut whole).await
     }
 }
 

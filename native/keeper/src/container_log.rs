@@ -143,8 +143,15 @@ impl ContainerLog {
         batch.clear();
     }
 
-    /// Writes the `D` line that is due, if any. Called when the streams end, too.
-    pub fn tell_dropped(&mut self) -> io::Result<()> {
+    /// Both streams ended: tells what was dropped and lets the file go. A disk that still is full leaves the count to the
+    /// exit's journal entry.
+    pub fn close(&mut self) {
+        let _ = self.tell_dropped();
+        self.file = None;
+    }
+
+    /// Writes the `D` line that is due, if any.
+    fn tell_dropped(&mut self) -> io::Result<()> {
         if self.dropped == 0 {
             return Ok(());
         }

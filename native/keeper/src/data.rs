@@ -92,6 +92,8 @@ async fn session(keeper: &Rc<Keeper>, stream: UnixStream) {
     };
     attachment.run(&mut reader).await;
     process.clients.borrow_mut().retain(|other| !Rc::ptr_eq(other, &client));
+    // The last reference but a blocked sender's, which gives up now: the client sees the end of the stream.
+    drop(client);
     // What the client still sends is read away: closing with unread bytes would reset the connection under its last frame.
     let _ = timeout(CLOSE_BOUND, drain(&mut reader)).await;
 }
@@ -160,7 +162,7 @@ impl Attachment<'_> {
 
     async fn read_frames(&self, reader: &mut OwnedReadHalf, control: mpsc::Sender<Control>) -> io::Result<Departure> {
         loop {
-            match frames::read_client(reader, self.credit.get()).await? {
+            match frames::read_client(reader, &self.credit).await? {
                 None => return Ok(Departure::Closed),
                 Some(ClientFrame::Detach) => return Ok(Departure::Detached),
                 Some(ClientFrame::Stdin(bytes)) => {

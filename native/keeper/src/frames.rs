@@ -1,5 +1,6 @@
 //! Frames of the data socket (docs/ARCHITECTURE.md, "Data socket"): one byte type, u32 big-endian length, payload.
 use crate::json::Writer;
+use std::cell::Cell;
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -75,8 +76,8 @@ pub async fn read_token(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Str
 }
 
 /// Reads one frame; `None` when the client closed between two. Errors: `InvalidData` for a frame that breaks the table,
-/// `stdin_credit` being the bytes of stdin it may still send.
-pub async fn read_client(reader: &mut (impl AsyncRead + Unpin), stdin_credit: usize) -> io::Result<Option<ClientFrame>> {
+/// `stdin_credit` being the bytes of stdin it may still send (more may be granted while this waits for a frame).
+pub async fn read_client(reader: &mut (impl AsyncRead + Unpin), stdin_credit: &Cell<usize>) -> io::Result<Option<ClientFrame>> {
     let mut header = [0; HEADER_BYTES];
     if reader.read(&mut header[..1]).await? == 0 {
         return Ok(None);
@@ -85,7 +86,9 @@ pub async fn read_client(reader: &mut (impl AsyncRead + Unpin), stdin_credit: us
     let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize;
     let expected = match header[0] {
         0x00 if length > MAX_PAYLOAD_BYTES => return malformed(format!("stdin frame of {length} bytes")),
-        0x00 if length > stdin_credit => return malformed(format!("{length} bytes of stdin, {stdin_credit} granted")),
+        0x00 if length > stdin_credit.get() => {
+            return malformed(format!("{length} bytes of stdin, {} granted", stdin_credit.get()));
+        }
         0x00 => length,
         0x01 | 0x04 => 0,
         0x02 | 0x03 => 4,
@@ -121,7 +124,7 @@ mod tests {
     }
 
     fn parse(mut bytes: &[u8], credit: usize) -> io::Result<Option<ClientFrame>> {
-        run(read_client(&mut bytes, credit))
+        run(read_client(&mut bytes, &Cell::new(credit)))
     }
 
     #[test]

@@ -60,9 +60,8 @@ pub async fn run(process: Rc<Process>, stream: Stream, connection: UnixStream) {
     }
     output.ended.set(true);
     if process.outputs.iter().all(|output| output.ended.get()) {
-        if let Some(mut log) = process.log.borrow_mut().take() {
-            // A disk that still is full keeps the count in the exit entry and the state only.
-            let _ = log.tell_dropped();
+        if let Some(log) = process.log.borrow_mut().as_mut() {
+            log.close();
         }
     }
     process.moved();

@@ -41,6 +41,12 @@ pub async fn run(keeper: Rc<Keeper>, process: Rc<Process>, agent: Agent) {
         output.announce(bytes);
     }
     let drained = drain(&process, quiet).await;
+    for output in &process.outputs {
+        // Nothing more is waited for; a stalled client alone still gets what it is owed before its exit.
+        if !output.is_settled() && !output.is_stalled() {
+            output.announce(output.read.get());
+        }
+    }
     if announced.iter().any(|bytes| *bytes != u64::MAX) && !drained.is_empty() {
         let separator = if exit.evidence.is_empty() { "" } else { "; " };
         exit.evidence = format!("{}{separator}{drained}", exit.evidence);

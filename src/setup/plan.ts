@@ -1,4 +1,3 @@
-import { existsSync } from 'node:fs';
 import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
@@ -9,7 +8,7 @@ import { assembleImage } from './guest/image.ts';
 import { fetchCurrentKernel, fetchSameKernel, type KernelPackage, unpackKernel } from './guest/kernel.ts';
 import { type GuestManifest, readRecipe } from './guest/manifest.ts';
 import { findImage, setCurrentImage, storeImage } from './guest/store.ts';
-import { KERNEL_VSOCK, type Piece } from './ready.ts';
+import type { Piece } from './ready.ts';
 import { ensureRust, type Toolchain } from './rust.ts';
 import { sourceFiles, sourcesDigest } from './sources.ts';
 import type { Step } from './steps.ts';
@@ -30,8 +29,8 @@ export async function planSteps(context: SetupContext, pieces: readonly Piece[])
   const shared: Shared = {};
   const steps: Step[] = [];
   if (pieces.includes('base')) steps.push(...(await baseSteps(context, tools, shared)));
-  if (pieces.includes('vsock') && !(await hasKernelVsock(context)) && !(await isPinned(tools, VSOCK)))
-    steps.push(crateStep(context, VSOCK, 'connects host and guest where the kernel has no vhost-vsock', [], shared));
+  if (pieces.includes('vsock') && !(await isPinned(tools, VSOCK)))
+    steps.push(crateStep(context, VSOCK, 'connects host and guest', [], shared));
   if (pieces.includes('virtiofsd') && !(await isPinned(tools, VIRTIOFSD))) {
     const libraries = ['libcap-ng-dev', 'libseccomp-dev', 'pkg-config'];
     steps.push(crateStep(context, VIRTIOFSD, 'shares host directories with the guest', libraries, shared));
@@ -202,15 +201,6 @@ function crateStep(
       return pin.version;
     },
   };
-}
-
-/** The module may only not be loaded yet; where it cannot be, a device process does its work. */
-async function hasKernelVsock(context: SetupContext): Promise<boolean> {
-  if (existsSync(KERNEL_VSOCK)) return true;
-  const modprobe = await context.runner.which('modprobe');
-  if (modprobe === undefined || process.geteuid?.() !== 0) return false;
-  await context.runner.run({ argv: [modprobe, '-q', 'vhost_vsock'], phase: 'vsock' }).catch(() => '');
-  return existsSync(KERNEL_VSOCK);
 }
 
 function required<T>(value: T | undefined): T {

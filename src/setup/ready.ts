@@ -1,9 +1,9 @@
-import { accessSync, existsSync, readFileSync } from 'node:fs';
+import { accessSync, readFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { sourceFiles, sourcesSignature } from './sources.ts';
 
 /**
- * base: everything to run a container. vsock: the device process for hosts whose kernel has no vhost-vsock. virtiofsd: for
+ * base: everything to run a container. vsock: the device process between host and guest. virtiofsd: for
  * containers that share a directory with the host.
  */
 export type Piece = 'base' | 'vsock' | 'virtiofsd';
@@ -15,7 +15,6 @@ export const TOOLS_OF: Readonly<Record<Piece, readonly string[]>> = {
   virtiofsd: ['virtiofsd'],
 };
 
-export const KERNEL_VSOCK = '/dev/vhost-vsock';
 export const stampFile = (assets: string): string => join(assets, 'setup.json');
 
 /** What base is built from. */
@@ -32,7 +31,6 @@ export function isReady(home: string, assets: string, pieces: readonly Piece[]):
   try {
     const tools = JSON.parse(readFileSync(join(assets, 'tools.json'), 'utf8')) as Record<string, { path: string }>;
     for (const piece of pieces) {
-      if (piece === 'vsock' && existsSync(KERNEL_VSOCK)) continue;
       for (const name of TOOLS_OF[piece]) accessSync(resolve(assets, tools[name]?.path ?? 'none'));
     }
     if (!pieces.includes('base')) return true;

@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto';
-import { chmod, copyFile, mkdir, open, readFile, rename, rm, stat } from 'node:fs/promises';
-import { join, relative, resolve } from 'node:path';
+import { chmod, copyFile, mkdir, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
+import { dirname, join, relative, resolve } from 'node:path';
 import { KataError, Mutex } from '../base/index.ts';
 import { readJsonFile, writeJsonFile } from '../os/index.ts';
 
@@ -83,6 +83,19 @@ export async function installTool(
     }
   }
   return { path, sha256, ...about };
+}
+
+/** Removes tools below the assets that are neither recorded nor used. Answers what was removed. */
+export async function pruneTools(assets: string, isUsed: (directory: string) => boolean): Promise<string[]> {
+  const recorded = new Set(Object.values(await readTools(assets)).map(({ path }) => dirname(path)));
+  const removed: string[] = [];
+  for (const name of (await readdir(join(assets, 'tools')).catch(() => [])).sort()) {
+    const directory = join(assets, 'tools', name);
+    if (recorded.has(directory) || isUsed(directory)) continue;
+    await rm(directory, { recursive: true, force: true });
+    removed.push(directory);
+  }
+  return removed;
 }
 
 async function sync(path: string): Promise<void> {

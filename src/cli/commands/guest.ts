@@ -78,7 +78,7 @@ const inspect: Command = {
 
 const prune: Command = {
   name: 'guest prune',
-  summary: 'Remove guest images and kernel packages that nothing uses',
+  summary: 'Remove guest images, kernel packages and replaced tools that nothing uses',
   usage: '',
   flags: [],
   ...NO_ARGUMENTS,

@@ -1,7 +1,6 @@
 import { existsSync } from 'node:fs';
 import { run } from '../../os/index.ts';
 import { findImage, verifyImage } from '../guest/store.ts';
-import { KERNEL_VSOCK } from '../ready.ts';
 import { isInstalled, readTools, sha256OfFile, type Tool } from '../tools.ts';
 import { type Check, type CheckPlaces, failed, ok, warning } from './types.ts';
 
@@ -67,12 +66,10 @@ const vsock: Check = {
   name: 'vsock',
   timeoutMs: 10_000,
   async probe(places, signal) {
-    if (existsSync(KERNEL_VSOCK)) return ok(`${KERNEL_VSOCK} of the host's kernel`);
     const tool = await intactTool(places, 'vhost-device-vsock');
-    if (typeof tool === 'string')
-      return failed('setup', `no ${KERNEL_VSOCK}, and no vhost-device-vsock: ${tool}`, `load vhost_vsock, or ${SETUP}`);
+    if (typeof tool === 'string') return failed('setup', `no vhost-device-vsock: ${tool}`, SETUP);
     await run([tool.path, '--version'], 'vsock', { signal });
-    return ok(`vhost-device-vsock ${tool.version} in place of ${KERNEL_VSOCK}`);
+    return ok(`vhost-device-vsock ${tool.version}`);
   },
 };
 

@@ -6,6 +6,7 @@ import { imageSteps, planSteps } from '../plan.ts';
 import { createProgress, type Progress } from '../progress.ts';
 import { type Runner, systemRunner } from '../runner.ts';
 import { runSteps } from '../steps.ts';
+import { pruneTools } from '../tools.ts';
 import { readManifest } from './manifest.ts';
 import { findImage, pruneImages, type StoredImage } from './store.ts';
 
@@ -41,24 +42,30 @@ export async function buildGuest(assets: string, options: GuestBuildOptions = {}
   }
 }
 
-/** Removes images that neither new sandboxes nor those below `runDir` boot, and kernel packages of none. Answers the paths. */
+/**
+ * Removes images and tools that neither new sandboxes nor those below `runDir` use, and kernel packages of none. Answers the
+ * paths.
+ */
 export async function pruneGuests(assets: string, runDir: string): Promise<string[]> {
   const context: SetupContext = createContext(findHome(), assets, systemRunner);
   const progress = createProgress(process.stderr);
   try {
-    return await locked(context, progress, undefined, async () => pruneImages(assets, await imagesInUse(runDir)));
+    return await locked(context, progress, undefined, async () => {
+      const records = await sandboxRecords(runDir);
+      const isUsed = (directory: string): boolean => records.includes(`${directory}/`);
+      return [...(await pruneImages(assets, isUsed)), ...(await pruneTools(assets, isUsed))];
+    });
   } finally {
     progress.end();
   }
 }
 
-/** Names of the images that the records of sandboxes speak of. */
-async function imagesInUse(runDir: string): Promise<Set<string>> {
-  const used = new Set<string>();
+/** What the sandboxes' records say, in one text: they name the files that they use by their paths. */
+async function sandboxRecords(runDir: string): Promise<string> {
   const sandboxes = join(runDir, 's');
-  for (const uid of await readdir(sandboxes).catch(() => [])) {
-    const record = await readFile(join(sandboxes, uid, 'sandbox.json'), 'utf8').catch(() => '');
-    for (const [, name] of record.matchAll(/\/guest\/([0-9a-f]{12})\//g)) if (name !== undefined) used.add(name);
-  }
-  return used;
+  const texts: string[] = [];
+  for (const uid of await readdir(sandboxes).catch(() => []))
+    for (const name of ['sandbox.json', 'keeper.json'])
+      texts.push(await readFile(join(sandboxes, uid, name), 'utf8').catch(() => ''));
+  return texts.join('\n');
 }

@@ -103,15 +103,12 @@ export async function verifyImage(directory: string): Promise<GuestManifest> {
   return manifest;
 }
 
-/**
- * Removes images that are neither in use nor named in `keep`, and packages that no remaining image names. Answers what was
- * removed.
- */
-export async function pruneImages(assets: string, keep: ReadonlySet<string>): Promise<string[]> {
+/** Removes images that are not used, and packages that no remaining image names. Answers what was removed. */
+export async function pruneImages(assets: string, isUsed: (directory: string) => boolean): Promise<string[]> {
   const removed: string[] = [];
   const kept = new Set<string>();
-  for (const { name, directory, current, manifest } of await listImages(assets)) {
-    if (current || keep.has(name)) {
+  for (const { directory, current, manifest } of await listImages(assets)) {
+    if (current || isUsed(directory)) {
       kept.add(manifest.kernel.packageSha256);
       continue;
     }

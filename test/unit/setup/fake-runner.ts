@@ -45,7 +45,9 @@ export class FakeMachine implements Runner {
   }
 
   async run({ argv, phase, cwd, env }: ProgramCall): Promise<string> {
-    const words = argv.map((word) => word.split('/').at(-1) as string).filter((word) => !/^-[oyq]|^--no-install/.test(word));
+    const words = argv
+      .map((word) => word.split('/').at(-1) as string)
+      .filter((word) => !/^-[oyq]|^--no-install/.test(word));
     const line = words.join(' ');
     const [program, verb] = words;
     if (this.fail !== undefined && line.includes(this.fail))

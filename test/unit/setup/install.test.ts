@@ -10,10 +10,10 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
 import { KataError } from '../../../src/base/index.ts';
-import { findImage, verifyImage } from '../../../src/setup/guest/index.ts';
+import { findImage, pruneGuests, verifyImage } from '../../../src/setup/guest/index.ts';
 import { install } from '../../../src/setup/install.ts';
 import { silentProgress } from '../../../src/setup/progress.ts';
 import { isReady, type Piece } from '../../../src/setup/ready.ts';
@@ -153,4 +153,32 @@ test('a changed file of an image is noticed', { skip: !isRoot && 'needs root' },
   const image = await findImage(assets);
   appendFileSync(join(image.directory, 'initrd'), 'x');
   await assert.rejects(verifyImage(image.directory), { code: 'GUEST_IMAGE_INVALID' });
+});
+
+test('prune keeps what is in use and what a sandbox names', { skip: !isRoot && 'needs root' }, async () => {
+  const states = [];
+  for (const version of ['1', '2', '3']) {
+    appendFileSync(join(home, 'native/agent/src/main.rs'), `// ${version}\n`);
+    machine.compile = (crate) => `${crate} ${version}`;
+    await setUp();
+    states.push({ image: await findImage(assets), tools: await readTools(assets) });
+  }
+  const [first, second, third] = states;
+  const runDir = join(directory, 'run');
+  mkdirSync(join(runDir, 's/0123456789ab'), { recursive: true });
+  const record = { spec: { kernel: join(first?.image.directory as string, 'vmlinux') } };
+  writeFileSync(join(runDir, 's/0123456789ab/sandbox.json'), JSON.stringify(record));
+  const keeper = (state: typeof first): string => state?.tools['kata-keeper']?.path as string;
+  writeFileSync(join(runDir, 's/0123456789ab/keeper.json'), JSON.stringify({ engine: [keeper(first), 'daemon'] }));
+  const removed = await pruneGuests(assets, runDir);
+  const agent = second?.tools['kata-agent']?.path as string;
+  for (const path of [second?.image.directory as string, dirname(keeper(second)), dirname(agent)]) {
+    assert.ok(removed.includes(path), path);
+    assert.ok(!existsSync(path), path);
+  }
+  for (const { image } of [first, third].filter((state) => state !== undefined)) await verifyImage(image.directory);
+  for (const path of [keeper(first), keeper(third), third?.tools.busybox?.path as string])
+    assert.ok(existsSync(path), path);
+  assert.equal(isReady(home, assets, ['base']), true);
+  assert.deepEqual(await pruneGuests(assets, runDir), []);
 });

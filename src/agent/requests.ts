@@ -1,7 +1,7 @@
 import type { GuestDevice, GuestMount } from '../model/index.ts';
 import type * as oci from '../oci/index.ts';
 import { CreateContainerRequest, ExecProcessRequest } from '../rpc/agent.ts';
-import { toDevice, toProcess, toSpec, toStorage } from './translate.ts';
+import { toDevice, toProcess, toSpec, toStorage, toStringUser } from './translate.ts';
 
 /** What `KeeperClient.createProcess` sends for a container: a serialised grpc.CreateContainerRequest. */
 export function createContainerRequest(container: {
@@ -17,6 +17,7 @@ export function createContainerRequest(container: {
       container_id: container.containerId,
       storages: container.storages.map(toStorage),
       devices: container.devices.map(toDevice),
+      string_user: toStringUser(container.spec.process.user),
       OCI: toSpec(container.spec),
       sandbox_pidns: container.sharePidNamespace,
     }),
@@ -29,6 +30,7 @@ export function execProcessRequest(exec: { containerId: string; execId: string; 
     ExecProcessRequest.fromPartial({
       container_id: exec.containerId,
       exec_id: exec.execId,
+      string_user: toStringUser(exec.process.user),
       process: toProcess(exec.process),
     }),
   ).finish();

@@ -1,7 +1,7 @@
 import { KataError } from '../base/index.ts';
 import type { GuestDevice, GuestMount } from '../model/index.ts';
 import type * as oci from '../oci/index.ts';
-import type { Device as RpcDevice, StatsContainerResponse, Storage } from '../rpc/agent.ts';
+import type { Device as RpcDevice, StatsContainerResponse, Storage, StringUser } from '../rpc/agent.ts';
 import * as rpc from '../rpc/oci.ts';
 import type { ContainerStats, ResourceUpdate } from './agent.ts';
 
@@ -41,6 +41,11 @@ export function toProcess(process: oci.Process): rpc.Process {
     NoNewPrivileges: process.noNewPrivileges,
     OOMScoreAdj: BigInt(process.oomScoreAdj),
   });
+}
+
+/** What the user wrote, "name:group" and all: the agent looks it up in the container's own files, and it wins over numbers. */
+export function toStringUser({ username }: oci.User): StringUser | undefined {
+  return username === undefined || username === '' ? undefined : { uid: username, gid: '', additionalGids: [] };
 }
 
 function toLinux(linux: oci.Linux): rpc.Linux {

@@ -18,6 +18,21 @@ const RUN_PATH_MAX_BYTES = 60;
 export const EXIT_SIGPIPE = 141;
 const DEFAULT_ROOT = '/var/lib/kata-ts';
 
+/** Calls whose length the engine bounds itself, or the caller's own wish (wait, a long grace, a large archive). */
+const ENGINE_BOUNDS: ReadonlySet<EndpointName> = new Set<EndpointName>([
+  'createContainer',
+  'startContainer',
+  'stopContainer',
+  'restartContainer',
+  'waitContainer',
+  'removeContainer',
+  'createExec',
+  'loadImages',
+  'saveImages',
+]);
+/** All others only look something up or flip a state. */
+const CALL_TIMEOUT_MS = 60_000;
+
 /** The checkout that a module directory lies in: `dist/`, `src/cli/` or `src/cli/commands/`. */
 export const checkoutDir = (moduleDir: string): string => {
   const source = moduleDir.lastIndexOf(join('/', 'src', 'cli'));
@@ -85,7 +100,8 @@ export class Context {
   async call<K extends EndpointName>(name: K, args: ApiArguments<K>, options: CallOptions = {}): Promise<ApiAnswer<K>> {
     const client = await this.client();
     const { randomUUID } = await import('node:crypto');
-    const call = { ...options, requestId: randomUUID() };
+    const bound = ENGINE_BOUNDS.has(name) ? {} : { timeoutMs: CALL_TIMEOUT_MS };
+    const call = { ...bound, ...options, requestId: randomUUID() };
     try {
       return await client.call(name, args, call);
     } catch (error) {

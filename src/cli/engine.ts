@@ -184,6 +184,6 @@ function engineEnvironment(env: NodeJS.ProcessEnv, locations: Locations): NodeJS
     KATA_RUN: locations.run,
     KATA_ASSETS: locations.assets,
   };
-  for (const name of ['KATA_FAILPOINTS', 'KATA_LOG']) if (env[name] !== undefined) clean[name] = env[name];
+  for (const name of ['KATA_FAILPOINT', 'KATA_FAILPOINTS']) if (env[name] !== undefined) clean[name] = env[name];
   return clean;
 }

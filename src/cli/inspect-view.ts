@@ -9,7 +9,7 @@ const map = (record: Readonly<Record<string, string>>): Value => new Map(Object.
 
 /**
  * A container under the paths that docker's inspect has, so that scripts find them (`.State.ExitCode`,
- * `.HostConfig.Memory`, …). What docker has no word for is under `Kata`. `.State.Pid` is the virtual machine's process.
+ * `.HostConfig.Memory`, …). What docker has no word for is under `kata`. `.State.Pid` is the virtual machine's process.
  */
 export function containerInspect(details: ContainerDetails): Struct {
   const [path = '', ...args] = details.process.args;
@@ -56,7 +56,7 @@ export function containerInspect(details: ContainerDetails): Struct {
       MacAddress: '',
       Networks: new Map<string, Value>(),
     },
-    Kata: kata(details),
+    kata: kata(details),
   };
 }
 
@@ -127,34 +127,18 @@ function config({ config, process, image, id, labels }: ContainerDetails): Struc
   };
 }
 
+/** What docker has no word for, under the names of the HTTP API; `exit` and `sandbox` are null when there is none. */
 function kata(details: ContainerDetails): Struct {
-  const { sandbox, exit } = details;
+  const { status, exit = null, sandbox = null, rootfs, log, startup = [], config } = details;
   return {
-    Accel: sandbox?.accel ?? details.config.accel,
-    Machine: sandbox?.machine ?? details.config.machine,
-    ExitCause: exit?.cause ?? '',
-    ExitEvidence: exit?.evidence ?? '',
-    DroppedLogLines: details.log.droppedLines,
-    Startup: (details.startup ?? []).map((timing) => ({
-      Phase: timing.phase,
-      StartMs: timing.startMs,
-      DurationMs: timing.durationMs,
-    })),
-    Sandbox:
-      sandbox === undefined
-        ? null
-        : {
-            Uid: sandbox.uid,
-            Containers: strings(sandbox.containers),
-            Vcpus: sandbox.vcpus,
-            Memory: sandbox.memoryBytes,
-            VmmPid: sandbox.vmmPid,
-            KeeperPid: sandbox.keeperPid,
-            Helpers: sandbox.helpers.map((helper) => ({ Name: helper.name, Pid: helper.pid })),
-            GuestImage: sandbox.guestImage,
-            RunDir: sandbox.runDir,
-            ConsoleLog: sandbox.consoleLog,
-          },
+    status,
+    machine: sandbox?.machine ?? config.machine,
+    accel: sandbox?.accel ?? config.accel,
+    exit,
+    sandbox,
+    rootfs: { ...rootfs },
+    log: { ...log },
+    startup: startup.map((timing) => ({ ...timing })),
   };
 }
 

@@ -1,3 +1,4 @@
+import { isUtf8 } from 'node:buffer';
 import { readFileSync, statSync } from 'node:fs';
 import { KataError } from '../base/index.ts';
 
@@ -17,6 +18,9 @@ export function readEnvironment(
     if (line === '' || line.startsWith('=')) throw bad(`invalid environment variable: ${line}`);
     if (line.includes('=')) return [line];
     const value = caller[line];
+    // Node replaces what is not UTF-8 in its environment; the kernel has the original.
+    if (value?.includes('\ufffd') === true && !isUtf8(readFileSync('/proc/self/environ')))
+      throw bad(`the value of ${line} is not valid UTF-8`);
     return value === undefined ? [] : [`${line}=${value}`];
   });
 }
@@ -42,8 +46,8 @@ function readLines(file: string, what: string): string[] {
     if (cause instanceof KataError) throw cause;
     throw new KataError('INVALID_ARGUMENT', `cannot read ${what} file: ${(cause as Error).message}`, { cause });
   }
+  if (!isUtf8(bytes)) throw bad(`${what} file ${file} is not valid UTF-8`);
   const text = bytes.toString('utf8');
-  if (!Buffer.from(text).equals(bytes)) throw bad(`${what} file ${file} is not UTF-8`);
   const lines: string[] = [];
   for (const raw of text.replace(/^\uFEFF/, '').split(/\r?\n/)) {
     const line = raw.trimStart();

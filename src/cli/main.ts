@@ -1,4 +1,6 @@
 #!/usr/bin/env node
+import { isUtf8 } from 'node:buffer';
+import { readFileSync } from 'node:fs';
 import { KataError } from '../base/index.ts';
 import { parseFlags, UsageError } from './argv.ts';
 import type { Command } from './command.ts';
@@ -63,7 +65,18 @@ async function findCommand(argv: readonly string[]): Promise<{ command: Command;
 const subcommand = (command: Command, rest: readonly string[]): Command | undefined =>
   command.subcommands?.find((sub) => sub.name.split(' ').at(-1) === rest[0]);
 
+/**
+ * Node replaces what is not UTF-8 in its arguments; a container would get other bytes than the caller wrote. The kernel
+ * has the original.
+ */
+function checkUtf8(argv: readonly string[]): void {
+  if (!argv.some((word) => word.includes('\ufffd'))) return;
+  if (isUtf8(readFileSync('/proc/self/cmdline'))) return;
+  throw new UsageError('an argument is not valid UTF-8', undefined);
+}
+
 async function main(argv: readonly string[]): Promise<number> {
+  checkUtf8(argv);
   parseGlobals(argv);
   const context = new Context(locate(globals, process.env), process.env, globals.debug);
   const wanted = globals.version ? ['version'] : globals.rest;

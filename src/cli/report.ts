@@ -12,23 +12,24 @@ export interface ReportOptions {
 export const wantsColour = (stream: { isTTY?: boolean }, env: NodeJS.ProcessEnv): boolean =>
   stream.isTTY === true && (env.NO_COLOR ?? '') === '' && env.TERM !== 'dumb';
 
-/** An error as a person reads it: what, phase, cause, evidence, what to try. Ends with a newline. */
+/** An error as a person reads it (docs/errors.md): what, code, phase, cause, evidence, what to try. Ends with a newline. */
 export function describeError(thrown: unknown, options: ReportOptions): string {
   const error = KataError.from(thrown);
   const paint = (style: 'red' | 'dim' | 'cyan', text: string) =>
     options.colour ? styleText(style, text, { validateStream: false }) : text;
   const lines = [`${paint('red', 'kata:')} ${escapeLines(error.message)}`];
-  if (error.phase !== undefined) lines.push(`  phase: ${error.phase}`);
+  if (!(error instanceof UsageError))
+    lines.push(`  code: ${error.code}${error.phase === undefined ? '' : `, phase: ${error.phase}`}`);
   const cause = causeText(error);
   if (cause !== undefined) lines.push(`  cause: ${escapeLines(cause)}`);
-  for (const line of error.evidence) lines.push(paint('dim', `  | ${escapeLines(line)}`));
+  for (const line of error.evidence) lines.push(paint('dim', `  evidence: ${escapeLines(line)}`));
   if (error.hint !== undefined) lines.push(`  ${paint('cyan', 'try:')} ${escapeLines(error.hint)}`);
   if (error instanceof UsageError && error.command !== undefined) {
     const { name, usage } = error.command;
     lines.push('', `Usage:  kata ${name} ${usage}`.trimEnd(), '', `Run 'kata ${name} --help' for more information`);
   }
   if (options.debug) {
-    lines.push(`  code: ${error.code}`, `  ${escapeLines(error.stack ?? '')}`);
+    lines.push(`  ${escapeLines(error.stack ?? '')}`);
     if (error.cause instanceof Error) lines.push(`  caused by: ${escapeLines(error.cause.stack ?? '')}`);
   }
   return `${lines.join('\n')}\n`;

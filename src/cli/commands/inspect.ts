@@ -31,10 +31,10 @@ export const command: Command = {
     'kata inspect web',
     "kata inspect -f '{{.State.ExitCode}} {{.State.OOMKilled}}' job",
     "kata inspect -f '{{range .Mounts}}{{.Source}} -> {{.Destination}}{{println}}{{end}}' web",
-    "kata inspect -f '{{json .Kata.Sandbox}}' web",
+    "kata inspect -f '{{json .kata.sandbox}}' web",
   ],
   notes: [
-    "The paths are docker's (.Id .Name .State .Config .HostConfig .Mounts .NetworkSettings .LogPath); .Kata holds the sandbox, " +
+    "The paths are docker's (.Id .Name .State .Config .HostConfig .Mounts .NetworkSettings .LogPath); .kata holds the sandbox, " +
       'the cause of the exit and the start-up phases. --json prints the bodies of the HTTP API instead.',
   ],
   run: (context, flags) => inspectObjects(context, flags, readType(flags)),

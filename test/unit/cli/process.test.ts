@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -74,10 +74,8 @@ test(
       };
       const end = await engine.kata(['run', 'busybox']);
       assert.equal(end.code, exit);
-      assert.match(
-        end.stderr,
-        /^WARNING.*\nkata: it failed\n {2}phase: boot\n {2}\| line \\x1b\[2J one\n {2}try: do this\n$/,
-      );
+      const text = `kata: it failed\n  code: ${code}, phase: boot\n  evidence: line \\x1b[2J one\n  try: do this\n`;
+      assert.equal(end.stderr.replace(/^WARNING.*\n/, ''), text);
     }
     engine.handlers.createContainer = () => {
       throw new KataError('NOT_FOUND', 'no such image: busybox');
@@ -236,7 +234,8 @@ test("inspect: docker's paths", GUARD, async () => {
   assert.equal(end.stderr, '');
   assert.equal(end.stdout, `${ID} /web false 3 true 0 exited A=1 67108864 data:/data:false test {} true\n`);
   const [whole] = JSON.parse((await engine.kata(['inspect', 'web'])).stdout);
-  assert.equal(whole.State.ExitCode, 3);
+  assert.deepEqual([whole.State.ExitCode, whole.kata.exit.cause, whole.kata.sandbox], [3, 'process', null]);
+  assert.equal((await engine.kata(['inspect', '-f', '{{.kata.exit.oomKilled}}', 'web'])).stdout, 'true\n');
   const missing = await engine.kata(['inspect', 'web', 'nobody']);
   assert.deepEqual([missing.code, JSON.parse(missing.stdout).length], [1, 1]);
   assert.match(missing.stderr, /no such object: nobody/);
@@ -303,8 +302,23 @@ test('an engine that does not start is an error with the tail of its log', GUARD
   const end = await engine.kata(['ps']);
   await engine.listen();
   assert.equal(end.code, 1);
-  assert.match(end.stderr, /katad ended at its start with exit code 1\n {2}phase: engine-start\n/);
-  assert.match(end.stderr, /\| the reason\\x1b\[2J\n/);
+  assert.match(
+    end.stderr,
+    /katad ended at its start with exit code 1\n {2}code: ENGINE_UNAVAILABLE, phase: engine-start\n/,
+  );
+  assert.match(end.stderr, /evidence: the reason\\x1b\[2J\n/);
+});
+
+test('arguments and variables that are not UTF-8 are refused, not changed', GUARD, async () => {
+  const main = join(import.meta.dirname, '../../../src/cli/main.ts');
+  const shell = (script: string) =>
+    ended(spawn('sh', ['-c', script, process.execPath, main], { env: engine.environment() }));
+  const argument = await shell(`exec "$0" "$1" run -e "$(printf 'A=\\377')" busybox`);
+  assert.deepEqual([argument.code, /not valid UTF-8/.test(argument.stderr)], [125, true]);
+  const variable = await shell(`A=$(printf '\\377') exec "$0" "$1" run -e A busybox`);
+  assert.deepEqual([variable.code, /not valid UTF-8/.test(variable.stderr)], [125, true]);
+  const fine = await shell(`A=$(printf '\\357\\277\\275') exec "$0" "$1" create -e A busybox`);
+  assert.equal(fine.code, 0, fine.stderr);
 });
 
 test('load reads standard input through a file that goes away again', GUARD, async () => {

@@ -1,4 +1,3 @@
-import { existsSync } from 'node:fs';
 import { run } from '../../os/index.ts';
 import { findImage, verifyImage } from '../guest/store.ts';
 import { isInstalled, readTools, sha256OfFile, type Tool } from '../tools.ts';

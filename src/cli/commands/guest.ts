@@ -1,5 +1,6 @@
 import { loadGuest } from '../../setup/index.ts';
 import { type Command, FLAG_FORMAT, FLAG_JSON } from '../command.ts';
+import { group } from '../group.ts';
 import { renderListing } from '../list-output.ts';
 
 const NO_ARGUMENTS = { minArguments: 0, maxArguments: 0 } as const;
@@ -91,19 +92,9 @@ const prune: Command = {
   },
 };
 
-export const command: Command = {
-  name: 'guest',
-  summary: 'Manage guest images: what the virtual machines boot',
-  usage: 'COMMAND',
-  flags: [],
-  minArguments: 0,
-  examples: ['kata guest list', 'kata guest build'],
-  subcommands: [build, list, inspect, prune],
-  async run(context, flags) {
-    const { UsageError } = await import('../argv.ts');
-    if (flags.args.length > 0) throw new UsageError(`unknown command: guest ${flags.args[0]}`, command, { exit: 1 });
-    const { commandHelp } = await import('../help.ts');
-    await context.out(commandHelp(command));
-    return 0;
-  },
-};
+export const command: Command = group('guest', 'Manage guest images: what the virtual machines boot', [
+  build,
+  list,
+  inspect,
+  prune,
+]);

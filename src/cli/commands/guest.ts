@@ -84,6 +84,7 @@ const prune: Command = {
   flags: [],
   ...NO_ARGUMENTS,
   examples: ['kata guest prune'],
+  notes: ['What the sandboxes of this state root use stays; name another root with --root.'],
   async run(context) {
     const { pruneGuests } = await loadGuest();
     const removed = await pruneGuests(context.locations.assets, context.locations.run);

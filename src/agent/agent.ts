@@ -86,7 +86,7 @@ export interface Agent {
   resumeContainer(containerId: string, options?: CallOptions): Promise<void>;
   updateContainer(containerId: string, update: ResourceUpdate, options?: CallOptions): Promise<void>;
   statsContainer(containerId: string, options?: CallOptions): Promise<ContainerStats>;
-  /** Brings processors and memory online that the machine was given. */
+  /** Brings online what the machine was given: waits for `cpus` more processors, and takes all memory unless cpuOnly. */
   onlineCpuMemory(request: { cpus: number; cpuOnly: boolean }, options?: CallOptions): Promise<void>;
   /** Writes a small regular file of root's below /run/kata-containers/shared/containers/; parents are made. At most 1 MiB. */
   copyFile(path: string, content: Uint8Array, mode: number, options?: CallOptions): Promise<void>;

@@ -107,13 +107,8 @@ export class TtrpcClient {
           settle();
           resolve(bytes);
         },
-        reject: (error) =>
-          fail(
-            new TtrpcError(error.status, `${name}: ${error.message}`, {
-              details: error.details.map((d) => ({ type_url: d.typeUrl, value: d.value })),
-              fromPeer: error.fromPeer,
-            }),
-          ),
+        // What the peer says stands by itself; what ended the call here says which call it was.
+        reject: (error) => fail(error.fromPeer ? error : new TtrpcError(error.status, `${name}: ${error.message}`)),
       });
       this.#socket.write(encodeFrame(streamId, FRAME_REQUEST, message));
     });

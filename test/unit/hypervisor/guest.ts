@@ -1,24 +1,59 @@
-import { readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { writeCpio } from '../../../src/setup/guest/cpio.ts';
 
-/**
- * A real guest for driver tests: the kernel and initrd that the environment names, with /init replaced by a script that
- * loads the initrd's modules and runs a shell on the console. The kernel unpacks archives one behind the other, so the
- * initrd itself stays as it is.
- */
-export const guestAssets =
-  process.env.KATA_TEST_VMLINUX === undefined || process.env.KATA_TEST_INITRD === undefined
-    ? undefined
-    : {
-        kernel: process.env.KATA_TEST_VMLINUX,
-        initrd: process.env.KATA_TEST_INITRD,
-        vsockDevice: process.env.KATA_TEST_VSOCK_DEVICE ?? '/usr/bin/vhost-device-vsock',
-        virtiofsd: process.env.KATA_TEST_VIRTIOFSD ?? '/usr/libexec/virtiofsd',
-        vmm: process.env.KATA_TEST_QEMU ?? '/usr/bin/qemu-system-x86_64',
-      };
+export interface GuestAssets {
+  kernel: string;
+  initrd: string;
+  /** The initrd's /init is this project's agent. */
+  agent: boolean;
+  vmm: string;
+  vsockDevice: string;
+  /** Absent: nothing is shared. */
+  virtiofsd: string | undefined;
+  busybox: string;
+}
 
+/** What driver tests boot: KATA_TEST_* name it one by one; else it is the installation's current guest image and tools. */
+export const guestAssets = findAssets();
+
+function findAssets(): GuestAssets | undefined {
+  const { env } = process;
+  const assets = env.KATA_ASSETS ?? join(import.meta.dirname, '../../../.kata');
+  const image = readText(join(assets, 'guest/current'))?.trim();
+  const tools = JSON.parse(readText(join(assets, 'tools.json')) ?? '{}') as Record<
+    string,
+    { path: string } | undefined
+  >;
+  const tool = (name: string): string | undefined => {
+    const path = tools[name]?.path;
+    return path === undefined ? undefined : resolve(assets, path);
+  };
+  const installed = (file: string) => (image === undefined ? undefined : join(assets, 'guest', image, file));
+  const kernel = env.KATA_TEST_VMLINUX ?? installed('vmlinux');
+  const initrd = env.KATA_TEST_INITRD ?? installed('initrd');
+  const vsockDevice = env.KATA_TEST_VSOCK_DEVICE ?? tool('vhost-device-vsock');
+  if (kernel === undefined || initrd === undefined || vsockDevice === undefined) return undefined;
+  return {
+    kernel,
+    initrd,
+    agent: env.KATA_TEST_INITRD === undefined || env.KATA_TEST_AGENT === '1',
+    vmm: env.KATA_TEST_QEMU ?? tool('qemu-system-x86_64') ?? '/usr/bin/qemu-system-x86_64',
+    vsockDevice,
+    virtiofsd: env.KATA_TEST_VIRTIOFSD ?? tool('virtiofsd'),
+    busybox: env.KATA_TEST_BUSYBOX ?? tool('busybox') ?? '/bin/busybox',
+  };
+}
+
+function readText(path: string): string | undefined {
+  return existsSync(path) ? readFileSync(path, 'utf8') : undefined;
+}
+
+/**
+ * /init of a guest for driver tests: loads the initrd's modules and runs a shell on the console. The kernel unpacks archives
+ * one behind the other, so it replaces the initrd's own /init.
+ */
 const INIT = `#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /mnt
 /bin/busybox mount -t proc proc /proc
@@ -34,14 +69,14 @@ while IFS= read -r line; do eval "$line"; done
 `;
 
 /** Writes the initrd with a shell into `dir`. */
-export function shellInitrd(dir: string, base: string): string {
-  const busybox = readFileSync(process.env.KATA_TEST_BUSYBOX ?? '/bin/busybox');
+export function shellInitrd(dir: string, assets: GuestAssets): string {
+  const busybox = readFileSync(assets.busybox);
   const shell = writeCpio([
     { path: 'bin/busybox', kind: 'file', mode: 0o755, data: busybox },
     { path: 'init', kind: 'file', mode: 0o755, data: Buffer.from(INIT) },
   ]);
   const path = join(dir, 'initrd');
-  const archive = readFileSync(base);
+  const archive = readFileSync(assets.initrd);
   const padding = Buffer.alloc((4 - (archive.length % 4)) % 4);
   writeFileSync(path, Buffer.concat([archive, padding, shell]));
   return path;

@@ -10,7 +10,7 @@ import { hostTscKhz } from '../../../src/os/index.ts';
 import { GuestShell, guestAssets, shellInitrd } from './guest.ts';
 import { LocalHost } from './local-host.ts';
 
-const skip = guestAssets === undefined ? 'KATA_TEST_VMLINUX and KATA_TEST_INITRD are not set' : false;
+const skip = guestAssets === undefined ? 'no guest image is installed' : false;
 const options = { skip, timeout: 120_000 };
 
 interface Guest extends AsyncDisposable {
@@ -37,7 +37,7 @@ async function boot(change: (spec: MachineSpec, dir: string) => MachineSpec): Pr
       maxMemoryBytes: 256 * 2 ** 20,
       memory: { name: 'guest', share: true },
       kernel: assets.kernel,
-      initrd: shellInitrd(dir, assets.initrd),
+      initrd: shellInitrd(dir, assets),
       cmdline: [],
       vsock: { mode: 'hybrid', directory: join(dir, 'vsock') },
       devices: [],

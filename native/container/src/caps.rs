@@ -6,11 +6,46 @@ use kata_protocol::grpc::LinuxCapabilities;
 
 /// By number (linux/capability.h).
 const NAMES: [&str; 41] = [
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
-    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
-    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
-    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
-    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
     "CHECKPOINT_RESTORE",
 ];
 pub(crate) const SYS_ADMIN: u64 = 1 << 21;
@@ -78,11 +113,13 @@ impl Sets {
     pub(crate) fn apply(&self, kept: u64) -> Result<()> {
         let supported = supported();
         let sets = self.supported(supported);
-        set(sets.effective | kept, sets.permitted | kept, sets.inheritable).map_err(|errno| failure(errno, "", "set capabilities"))?;
+        set(sets.effective | kept, sets.permitted | kept, sets.inheritable)
+            .map_err(|errno| failure(errno, "", "set capabilities"))?;
         let _ = libc_ambient(AMBIENT_CLEAR_ALL, 0);
         for number in (0..NAMES.len()).filter(|number| sets.ambient >> number & 1 == 1) {
             // EPERM unless it is permitted and inheritable too: a spec that contradicts itself is refused.
-            libc_ambient(AMBIENT_RAISE, number as u64).map_err(|errno| failure(errno, NAMES[number], "raise in the ambient set"))?;
+            libc_ambient(AMBIENT_RAISE, number as u64)
+                .map_err(|errno| failure(errno, NAMES[number], "raise in the ambient set"))?;
         }
         Ok(())
     }

@@ -3,7 +3,7 @@ use crate::caps::Sets;
 use crate::cgroup::Cgroup;
 use crate::child::{ExecPlan, InitPlan};
 use crate::error::{ContainerError, Result, Step};
-use crate::launch::{go, launch, Finished, Goal, Launched, Pending};
+use crate::launch::{go, launch, Finished, Goal, Pending};
 use crate::namespaces::{self, Namespaces};
 use crate::seccomp::Program;
 use crate::sys::process::pidfd_signal;
@@ -57,13 +57,16 @@ pub struct Process {
 
 impl Process {
     fn of(pid: i32, finished: Finished) -> Result<(Self, OwnedFd)> {
-        let pidfd = finished.pidfd.ok_or_else(|| ContainerError::new(Step::Namespace, libc::EBADF, "", "the process has no descriptor"))?;
+        let pidfd = finished
+            .pidfd
+            .ok_or_else(|| ContainerError::new(Step::Namespace, libc::EBADF, "", "the process has no descriptor"))?;
         Ok((Self { pid, pidfd, master: finished.master }, finished.socket))
     }
 
     /// ESRCH when it has ended.
     pub fn signal(&self, signal: i32) -> Result<()> {
-        pidfd_signal(self.pidfd.as_fd(), signal).map_err(|errno| ContainerError::new(Step::Namespace, errno, signal.to_string(), "send signal"))
+        pidfd_signal(self.pidfd.as_fd(), signal)
+            .map_err(|errno| ContainerError::new(Step::Namespace, errno, signal.to_string(), "send signal"))
     }
 }
 
@@ -84,6 +87,16 @@ pub struct Container {
 /// A cgroup that nobody owns yet: removed when its container does not come to be.
 struct Provisional(Option<Cgroup>);
 
+impl Provisional {
+    fn get(&mut self) -> Result<&mut Cgroup> {
+        self.0.as_mut().ok_or_else(|| ContainerError::new(Step::Cgroup, libc::ENODEV, "", "the cgroup is gone"))
+    }
+
+    fn keep(mut self) -> Result<Cgroup> {
+        self.0.take().ok_or_else(|| ContainerError::new(Step::Cgroup, libc::ENODEV, "", "the cgroup is gone"))
+    }
+}
+
 impl Drop for Provisional {
     fn drop(&mut self) {
         if let Some(cgroup) = self.0.take() {
@@ -99,12 +112,15 @@ impl Container {
         let CreateParams { id, rootfs, spec, string_user, cgroup_parent, oom_group, stdio } = params;
         let no_linux = grpc::Linux::default();
         let linux = spec.linux.as_ref().unwrap_or(&no_linux);
-        let process = spec.process.as_ref().ok_or_else(|| ContainerError::invalid(Step::Lookup, "", "the spec has no process"))?;
+        let process = spec
+            .process
+            .as_ref()
+            .ok_or_else(|| ContainerError::invalid(Step::Lookup, "", "the spec has no process"))?;
         let namespaces = Namespaces::parse(&linux.namespaces)?;
         let capabilities = Sets::parse(process.capabilities.as_ref())?;
         let seccomp = linux.seccomp.as_ref().map(Program::compile).transpose()?;
-        let cgroup = Provisional(Some(Cgroup::create(&cgroup_parent, &id)?));
-        let group = cgroup.0.as_ref().ok_or_else(|| ContainerError::invalid(Step::Cgroup, &id, "no cgroup"))?;
+        let mut cgroup = Provisional(Some(Cgroup::create(&cgroup_parent, &id)?));
+        let group = cgroup.get()?;
         if let Some(resources) = &linux.resources {
             group.apply(resources)?;
         }
@@ -126,7 +142,9 @@ impl Container {
         let joined_pid = namespaces.joined_pid.as_ref().map(AsFd::as_fd);
         let launched = launch(namespaces.new, joined_pid, group.directory(), |channel| plan.run(channel))?;
         if namespaces.has(namespaces::USER) {
-            let mapped = namespaces::write_mappings(launched.pid, linux).and_then(|()| release(&launched.socket));
+            let mapped = namespaces::write_mappings(launched.pid, linux)
+                .and_then(|()| namespaces::set_oom_score(launched.pid, process.oom_score_adj))
+                .and_then(|()| release(&launched.socket));
             if let Err(error) = mapped {
                 let _ = pidfd_signal(launched.pidfd.as_fd(), libc::SIGKILL);
                 return Err(error);
@@ -134,38 +152,45 @@ impl Container {
         }
         let rules = linux.resources.as_ref().map_or_else(Vec::new, |resources| resources.devices.clone());
         let devices = linux.devices.clone();
-        let entered = namespaces.all();
-        Ok(Self::pending(launched, cgroup, move |init, waiting, mut cgroup| {
-            // Only now: setting up may mount block devices that the command must not open.
-            cgroup.restrict_devices(&rules, &devices)?;
-            Ok(Self { init, id, cgroup, waiting: Some(waiting), namespaces: entered, capabilities, seccomp, devices, paused: false })
-        }))
-    }
-
-    fn pending(
-        launched: Launched,
-        mut cgroup: Provisional,
-        make: impl FnOnce(Process, OwnedFd, Cgroup) -> Result<Self> + 'static,
-    ) -> Pending<Self> {
-        let pid = launched.pid;
+        let (entered, pid) = (namespaces.all(), launched.pid);
         let finish = move |finished: Finished| {
+            let mut cgroup = cgroup;
+            // Only now: setting up may mount block devices that the command must not open.
+            cgroup.get()?.restrict_devices(&rules, &devices)?;
             let (init, waiting) = Process::of(pid, finished)?;
-            let owned = cgroup.0.take().ok_or_else(|| ContainerError::invalid(Step::Cgroup, "", "no cgroup"))?;
-            make(init, waiting, owned)
+            Ok(Self {
+                init,
+                id,
+                cgroup: cgroup.keep()?,
+                waiting: Some(waiting),
+                namespaces: entered,
+                capabilities,
+                seccomp,
+                devices,
+                paused: false,
+            })
         };
-        Pending::new(launched, Goal::Ready, Box::new(finish))
+        Ok(Pending::new(launched, Goal::Ready, Box::new(finish)))
     }
 
     /// Lets the first process execute its command; done when it has, an error when it could not. EALREADY a second time.
     pub fn start(&mut self) -> Result<Pending<()>> {
         self.refuse_paused()?;
-        let socket = self.waiting.take().ok_or_else(|| ContainerError::new(Step::Exec, libc::EALREADY, &self.id, "started before:"))?;
+        let socket = self
+            .waiting
+            .take()
+            .ok_or_else(|| ContainerError::new(Step::Exec, libc::EALREADY, &self.id, "started before:"))?;
         release(&socket)?;
         Ok(Pending::of_existing(self.init.pid, socket, Box::new(|_| Ok(()))))
     }
 
     /// Runs one more process in the container. Without capabilities of its own it gets those of the first process.
-    pub fn exec(&self, process: &grpc::Process, string_user: Option<&grpc::StringUser>, stdio: Stdio) -> Result<Pending<Process>> {
+    pub fn exec(
+        &self,
+        process: &grpc::Process,
+        string_user: Option<&grpc::StringUser>,
+        stdio: Stdio,
+    ) -> Result<Pending<Process>> {
         self.refuse_paused()?;
         if self.waiting.is_some() {
             return Err(ContainerError::new(Step::Exec, libc::EAGAIN, &self.id, "not started yet:"));
@@ -179,7 +204,16 @@ impl Container {
         let pid_namespace = (self.namespaces & namespaces::PID != 0).then_some(init);
         let attempt = |cgroup| {
             let streams = streams.as_ref().map(duplicate).transpose()?;
-            let plan = ExecPlan { id: &self.id, init, namespaces: self.namespaces, process, string_user, capabilities, seccomp: self.seccomp.as_ref(), streams };
+            let plan = ExecPlan {
+                id: &self.id,
+                init,
+                namespaces: self.namespaces,
+                process,
+                string_user,
+                capabilities,
+                seccomp: self.seccomp.as_ref(),
+                streams,
+            };
             launch(0, pid_namespace, cgroup, |channel| plan.run(channel))
         };
         let launched = match attempt(self.cgroup.directory()) {
@@ -192,7 +226,11 @@ impl Container {
         };
         streams.take();
         let pid = launched.pid;
-        Ok(Pending::new(launched, Goal::Exec, Box::new(move |finished| Process::of(pid, finished).map(|(process, _)| process))))
+        Ok(Pending::new(
+            launched,
+            Goal::Exec,
+            Box::new(move |finished| Process::of(pid, finished).map(|(process, _)| process)),
+        ))
     }
 
     /// A process cannot be made in a frozen cgroup: it would wait without end.
@@ -268,6 +306,8 @@ fn release(socket: &OwnedFd) -> Result<()> {
 }
 
 fn duplicate(streams: &[OwnedFd; 3]) -> Result<[OwnedFd; 3]> {
-    let clone = |fd: &OwnedFd| fd.try_clone().map_err(|error| ContainerError::new(Step::Device, crate::sys::errno_of(&error), "", "dup"));
+    let clone = |fd: &OwnedFd| {
+        fd.try_clone().map_err(|error| ContainerError::new(Step::Device, crate::sys::errno_of(&error), "", "dup"))
+    };
     Ok([clone(&streams[0])?, clone(&streams[1])?, clone(&streams[2])?])
 }

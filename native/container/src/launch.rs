@@ -116,7 +116,8 @@ fn receive(socket: BorrowedFd<'_>) -> Result<Message> {
         let length = libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC);
         let message = libc::CMSG_FIRSTHDR(&raw const header);
         let carries = length >= 0 && !message.is_null() && (*message).cmsg_type == libc::SCM_RIGHTS;
-        let descriptor = carries.then(|| OwnedFd::from_raw_fd(libc::CMSG_DATA(message).cast::<RawFd>().read_unaligned()));
+        let descriptor =
+            carries.then(|| OwnedFd::from_raw_fd(libc::CMSG_DATA(message).cast::<RawFd>().read_unaligned()));
         (length, descriptor)
     };
     match check(length as libc::c_long) {
@@ -158,8 +159,10 @@ pub(crate) fn launch(
 ) -> std::result::Result<Launched, ContainerError> {
     let mut pair = [0_i32; 2];
     // SAFETY: two descriptors, as socketpair wants.
-    check(libc::c_long::from(unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, pair.as_mut_ptr()) }))
-        .map_err(|errno| failure(errno, "socketpair"))?;
+    check(libc::c_long::from(unsafe {
+        libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, pair.as_mut_ptr())
+    }))
+    .map_err(|errno| failure(errno, "socketpair"))?;
     // SAFETY: the kernel has just made both.
     let (socket, theirs) = unsafe { (OwnedFd::from_raw_fd(pair[0]), OwnedFd::from_raw_fd(pair[1])) };
     set_undumpable();
@@ -253,7 +256,14 @@ impl<T> Drop for Pending<T> {
 
 impl<T> Pending<T> {
     pub(crate) fn new(launched: Launched, goal: Goal, finish: Finish<T>) -> Self {
-        Self { socket: launched.socket, pid: launched.pid, goal, master: None, kill: Some(launched.pidfd), finish: Some(finish) }
+        Self {
+            socket: launched.socket,
+            pid: launched.pid,
+            goal,
+            master: None,
+            kill: Some(launched.pidfd),
+            finish: Some(finish),
+        }
     }
 
     /// For a process that was made before and goes on living whatever becomes of this.
@@ -286,7 +296,12 @@ impl<T> Pending<T> {
     fn finish(&mut self) -> Result<T> {
         let finish = self.finish.take().ok_or_else(|| failure(libc::EALREADY, "the process was finished before"))?;
         let socket = self.socket.try_clone().map_err(|error| failure(crate::sys::errno_of(&error), "dup"))?;
-        let pidfd = self.kill.as_ref().map(OwnedFd::try_clone).transpose().map_err(|error| failure(crate::sys::errno_of(&error), "dup"))?;
+        let pidfd = self
+            .kill
+            .as_ref()
+            .map(OwnedFd::try_clone)
+            .transpose()
+            .map_err(|error| failure(crate::sys::errno_of(&error), "dup"))?;
         let done = finish(Finished { socket, pidfd, master: self.master.take() })?;
         self.kill = None;
         Ok(done)

@@ -1,7 +1,7 @@
 //! The namespaces of a spec: which are made, which are joined.
 use crate::error::{ContainerError, Result, Step};
+use crate::sys;
 use crate::sys::process::CLONE_NEWTIME;
-use crate::sys::{self};
 use kata_protocol::grpc::{Linux, LinuxIdMapping, LinuxNamespace};
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -48,7 +48,8 @@ impl Namespaces {
     pub(crate) fn parse(entries: &[LinuxNamespace]) -> Result<Self> {
         let mut paths: Vec<(u64, &str)> = vec![(MOUNT, ""), (CGROUP, "")];
         for entry in entries {
-            let flag = flag_of(&entry.r#type).ok_or_else(|| failure(libc::EINVAL, &entry.r#type, "unknown namespace"))?;
+            let flag =
+                flag_of(&entry.r#type).ok_or_else(|| failure(libc::EINVAL, &entry.r#type, "unknown namespace"))?;
             match paths.iter_mut().find(|(other, _)| *other == flag) {
                 Some((_, path)) if path.is_empty() => *path = &entry.path,
                 Some(_) => {}
@@ -60,9 +61,12 @@ impl Namespaces {
             match (flag, path) {
                 (CGROUP, "") => parsed.new_cgroup = true,
                 (_, "") => parsed.new |= flag,
-                (USER, path) => return Err(failure(libc::ENOTSUP, path, "a user namespace cannot be joined, only made:")),
+                (USER, path) => {
+                    return Err(failure(libc::ENOTSUP, path, "a user namespace cannot be joined, only made:"))
+                }
                 (_, path) => {
-                    let opened = sys::open(path, libc::O_RDONLY).map_err(|errno| failure(errno, path, "open the namespace"))?;
+                    let opened =
+                        sys::open(path, libc::O_RDONLY).map_err(|errno| failure(errno, path, "open the namespace"))?;
                     if flag == PID {
                         parsed.joined_pid = Some(opened);
                     } else {
@@ -80,12 +84,18 @@ impl Namespaces {
 
     /// Whether the container has a namespace of this kind that is not the guest's.
     pub(crate) fn has(&self, flag: u64) -> bool {
-        self.new & flag != 0 || self.has_joined(flag) || (flag == CGROUP && self.new_cgroup) || (flag == PID && self.joined_pid.is_some())
+        self.new & flag != 0
+            || self.has_joined(flag)
+            || (flag == CGROUP && self.new_cgroup)
+            || (flag == PID && self.joined_pid.is_some())
     }
 
     /// Every namespace that a process has to enter to be in the container.
     pub(crate) fn all(&self) -> u64 {
-        [PID, MOUNT, IPC, UTS, USER, CGROUP, NET, CLONE_NEWTIME].into_iter().filter(|flag| self.has(*flag)).fold(0, |all, flag| all | flag)
+        [PID, MOUNT, IPC, UTS, USER, CGROUP, NET, CLONE_NEWTIME]
+            .into_iter()
+            .filter(|flag| self.has(*flag))
+            .fold(0, |all, flag| all | flag)
     }
 }
 
@@ -96,9 +106,17 @@ pub(crate) fn write_mappings(pid: i32, linux: &Linux) -> Result<()> {
     };
     for (file, mappings) in [("uid_map", &linux.uid_mappings), ("gid_map", &linux.gid_mappings)] {
         let path = format!("/proc/{pid}/{file}");
-        fs::write(&path, text(mappings)).map_err(|error| failure(sys::errno_of(&error), &path, "write the mappings"))?;
+        fs::write(&path, text(mappings))
+            .map_err(|error| failure(sys::errno_of(&error), &path, "write the mappings"))?;
     }
     Ok(())
+}
+
+/// Takes the agent's own protection from the OOM killer from a process in a user namespace, which has not the privilege
+/// to give up for good what it inherited: the value written by a privileged process becomes its lowest (proc(5)).
+pub(crate) fn set_oom_score(pid: i32, adjustment: i64) -> Result<()> {
+    let path = format!("/proc/{pid}/oom_score_adj");
+    fs::write(&path, adjustment.to_string()).map_err(|error| failure(sys::errno_of(&error), &path, "write"))
 }
 
 #[cfg(test)]
@@ -111,7 +129,10 @@ mod tests {
 
     #[test]
     fn two_pid_entries_are_one() {
-        for entries in [[entry("pid", ""), entry("pid", "/proc/self/ns/pid")], [entry("pid", "/proc/self/ns/pid"), entry("pid", "")]] {
+        for entries in [
+            [entry("pid", ""), entry("pid", "/proc/self/ns/pid")],
+            [entry("pid", "/proc/self/ns/pid"), entry("pid", "")],
+        ] {
             let parsed = Namespaces::parse(&entries).unwrap();
             assert!(parsed.joined_pid.is_some() && parsed.new & PID == 0);
         }

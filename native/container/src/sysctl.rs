@@ -16,7 +16,9 @@ pub(crate) fn apply(proc_dir: BorrowedFd<'_>, sysctl: &BTreeMap<String, String>,
     for (name, value) in sysctl {
         let path = path_of(name, scope)?;
         let failure = |errno| ContainerError::new(Step::Sysctl, errno, name, format!("write {value:?} to"));
-        let file = open_at2(proc_dir, &format!("sys/{path}"), libc::O_WRONLY, RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS).map_err(failure)?;
+        let file =
+            open_at2(proc_dir, &format!("sys/{path}"), libc::O_WRONLY, RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
+                .map_err(failure)?;
         write_once(file.as_fd(), value.as_bytes()).map_err(failure)?;
     }
     Ok(())
@@ -29,13 +31,20 @@ fn path_of(name: &str, scope: Scope) -> Result<String> {
     let path = if slashes {
         name.to_owned()
     } else {
-        name.chars().map(|c| match c { '.' => '/', '/' => '.', c => c }).collect()
+        name.chars()
+            .map(|c| match c {
+                '.' => '/',
+                '/' => '.',
+                c => c,
+            })
+            .collect()
     };
     let refuse = |errno, why: &str| Err(ContainerError::new(Step::Sysctl, errno, name, why));
     if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
         return refuse(libc::EINVAL, "no name of a kernel parameter:");
     }
-    let ipc = ["kernel/shm", "kernel/msg", "fs/mqueue/"].iter().any(|prefix| path.starts_with(prefix)) || path == "kernel/sem";
+    let ipc = ["kernel/shm", "kernel/msg", "fs/mqueue/"].iter().any(|prefix| path.starts_with(prefix))
+        || path == "kernel/sem";
     let uts = path == "kernel/domainname" || path == "kernel/hostname";
     match () {
         () if ipc && !scope.ipc => refuse(libc::EPERM, "the container has no IPC namespace of its own for"),
@@ -69,7 +78,19 @@ mod tests {
 
     #[test]
     fn everything_else_is_refused() {
-        for name in ["kernel.core_pattern", "vm.overcommit_memory", "kernel.semx", "fs.mqueue", "net", "", "net..x", "net/../kernel/modprobe", "net.ipv4./", "kernel.sem\n", "user.max_user_namespaces"] {
+        for name in [
+            "kernel.core_pattern",
+            "vm.overcommit_memory",
+            "kernel.semx",
+            "fs.mqueue",
+            "net",
+            "",
+            "net..x",
+            "net/../kernel/modprobe",
+            "net.ipv4./",
+            "kernel.sem\n",
+            "user.max_user_namespaces",
+        ] {
             assert_eq!(path_of(name, ALL).unwrap_err().step, Step::Sysctl, "{name}");
         }
         assert!(path_of("kernel.shmmax", Scope { ipc: false, uts: true }).is_err());

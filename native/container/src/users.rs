@@ -44,7 +44,9 @@ pub fn find_user(root: BorrowedFd<'_>, user: &grpc::StringUser) -> Result<Identi
         None => entry.name == name,
     });
     let mut found = match (&listed, number) {
-        (Some(entry), _) => Identity { uid: entry.uid, gid: entry.gid, home: Some(entry.home.to_owned()), ..Identity::default() },
+        (Some(entry), _) => {
+            Identity { uid: entry.uid, gid: entry.gid, home: Some(entry.home.to_owned()), ..Identity::default() }
+        }
         (None, Some(uid)) => Identity { uid, ..Identity::default() },
         (None, None) => return Err(failure(libc::ENOENT, name, "no such user in the container's /etc/passwd:")),
     };
@@ -56,7 +58,9 @@ pub fn find_user(root: BorrowedFd<'_>, user: &grpc::StringUser) -> Result<Identi
     if !group.is_empty() {
         found.gid = find_group(&groups, group)?;
     } else if let Some(entry) = &listed {
-        let member = entries(&groups).filter_map(GroupEntry::parse).filter(|group| group.members.split(',').any(|member| member == entry.name));
+        let member = entries(&groups)
+            .filter_map(GroupEntry::parse)
+            .filter(|group| group.members.split(',').any(|member| member == entry.name));
         found.additional_gids = member.map(|group| group.gid).take(GROUP_LIMIT).collect();
     }
     for group in wanted.into_iter().take(GROUP_LIMIT) {
@@ -71,7 +75,10 @@ pub fn find_user(root: BorrowedFd<'_>, user: &grpc::StringUser) -> Result<Identi
 /// Home directory of a number, when /etc/passwd lists one; a file that cannot be read lists nothing.
 pub(crate) fn find_home(root: BorrowedFd<'_>, uid: u32) -> Option<String> {
     let passwd = read(root, "/etc/passwd").ok()?;
-    let home = entries(&passwd).filter_map(PasswdEntry::parse).find(|entry| entry.uid == uid).map(|entry| entry.home.to_owned());
+    let home = entries(&passwd)
+        .filter_map(PasswdEntry::parse)
+        .find(|entry| entry.uid == uid)
+        .map(|entry| entry.home.to_owned());
     home.filter(|home| !home.is_empty())
 }
 
@@ -91,7 +98,9 @@ fn find_group(groups: &str, wanted: &str) -> Result<u32> {
         return Ok(gid);
     }
     let found = entries(groups).filter_map(GroupEntry::parse).find(|group| group.name == wanted);
-    found.map(|group| group.gid).ok_or_else(|| failure(libc::ENOENT, wanted, "no such group in the container's /etc/group:"))
+    found
+        .map(|group| group.gid)
+        .ok_or_else(|| failure(libc::ENOENT, wanted, "no such group in the container's /etc/group:"))
 }
 
 /// A file that is missing is empty.
@@ -168,7 +177,9 @@ mod tests {
     const GROUP: &[u8] = b"root:x:0:\nvideo:x:44:web,root\naudio:x:29:nobody,web\nweb:x:1001:\nbroken:x:abc:web\n";
 
     fn find(text: &str) -> Result<Identity> {
-        with_files(PASSWD, GROUP, |_, root| find_user(root, &grpc::StringUser { uid: text.into(), ..Default::default() }))
+        with_files(PASSWD, GROUP, |_, root| {
+            find_user(root, &grpc::StringUser { uid: text.into(), ..Default::default() })
+        })
     }
 
     fn identity(uid: u32, gid: u32, additional: &[u32], home: Option<&str>) -> Identity {
@@ -194,7 +205,11 @@ mod tests {
 
     #[test]
     fn additional_groups_are_names_or_numbers() {
-        let user = grpc::StringUser { uid: "web".into(), gid: String::new(), additional_gids: vec!["audio".into(), "7".into()] };
+        let user = grpc::StringUser {
+            uid: "web".into(),
+            gid: String::new(),
+            additional_gids: vec!["audio".into(), "7".into()],
+        };
         let found = with_files(PASSWD, GROUP, |_, root| find_user(root, &user)).unwrap();
         assert_eq!(found.additional_gids, [44, 29, 7]);
     }
@@ -224,9 +239,12 @@ mod tests {
     fn any_bytes_are_read_without_panic() {
         let mut random = Random::new(3);
         for _ in 0..300 {
-            let mut noise = |length: u64| (0..length).map(|_| *random.pick(b"web:0194967295,\n\0\xff-x# ")).collect::<Vec<u8>>();
+            let mut noise =
+                |length: u64| (0..length).map(|_| *random.pick(b"web:0194967295,\n\0\xff-x# ")).collect::<Vec<u8>>();
             let (passwd, group) = (noise(200), noise(200));
-            let _ = with_files(&passwd, &group, |_, root| find_user(root, &grpc::StringUser { uid: "web".into(), ..Default::default() }));
+            let _ = with_files(&passwd, &group, |_, root| {
+                find_user(root, &grpc::StringUser { uid: "web".into(), ..Default::default() })
+            });
         }
     }
 }

@@ -78,7 +78,9 @@ fn access_of(text: &str) -> Result<u32> {
 fn number_of(number: i64) -> Result<Option<u32>> {
     match number {
         -1 => Ok(None),
-        number => u32::try_from(number).map(Some).map_err(|_| failure(libc::EINVAL, number.to_string(), "device number")),
+        number => {
+            u32::try_from(number).map(Some).map_err(|_| failure(libc::EINVAL, number.to_string(), "device number"))
+        }
     }
 }
 
@@ -98,7 +100,15 @@ impl Filter {
                 "c" | "u" => CHAR,
                 _ => continue,
             };
-            filter.except(true, Exception { kind, major: number_of(device.major)?, minor: number_of(device.minor)?, access: ALL_ACCESS });
+            filter.except(
+                true,
+                Exception {
+                    kind,
+                    major: number_of(device.major)?,
+                    minor: number_of(device.minor)?,
+                    access: ALL_ACCESS,
+                },
+            );
         }
         if filter.exceptions.len() > RULE_LIMIT {
             return Err(failure(libc::E2BIG, "", &format!("{} device rules", filter.exceptions.len())));
@@ -122,7 +132,10 @@ impl Filter {
             "c" | "u" => CHAR,
             other => return Err(failure(libc::EINVAL, other, "type of a device rule")),
         };
-        self.except(rule.allow, Exception { kind, major: number_of(rule.major)?, minor: number_of(rule.minor)?, access });
+        self.except(
+            rule.allow,
+            Exception { kind, major: number_of(rule.major)?, minor: number_of(rule.minor)?, access },
+        );
         Ok(())
     }
 
@@ -150,8 +163,10 @@ impl Filter {
             ..LoadAttributes::default()
         };
         // SAFETY: code and licence outlive the call; the size is that of the structure, whose rest the kernel takes as zero.
-        let program = check_fd(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attributes, size_of::<LoadAttributes>()) })
-            .map_err(|errno| failure(errno, "", "load the device filter"))?;
+        let program = check_fd(unsafe {
+            libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attributes, size_of::<LoadAttributes>())
+        })
+        .map_err(|errno| failure(errno, "", "load the device filter"))?;
         let attributes = AttachAttributes {
             target: group.as_raw_fd() as u32,
             program: program.as_raw_fd() as u32,
@@ -160,8 +175,10 @@ impl Filter {
             replaced: previous.map_or(0, |previous| previous.as_raw_fd() as u32),
         };
         // SAFETY: as above.
-        check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attributes, size_of::<AttachAttributes>()) })
-            .map_err(|errno| failure(errno, "", "attach the device filter"))?;
+        check(unsafe {
+            libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attributes, size_of::<AttachAttributes>())
+        })
+        .map_err(|errno| failure(errno, "", "attach the device filter"))?;
         Ok(program)
     }
 

@@ -11,7 +11,11 @@ fn run(code: &[Instruction], kind: u32, access: u32, major: u32, minor: u32) -> 
         at += 1;
         let (to, from) = (usize::from(one.registers & 15), usize::from(one.registers >> 4));
         let immediate = one.immediate as u32;
-        let mut jump = |taken: bool| if taken { at += usize::try_from(one.offset).unwrap() };
+        let mut jump = |taken: bool| {
+            if taken {
+                at += usize::try_from(one.offset).unwrap()
+            }
+        };
         match one.code {
             0x61 => registers[to] = [access << 16 | kind, major, minor][one.offset as usize / 4],
             0x54 => registers[to] &= immediate,
@@ -49,11 +53,17 @@ fn a_container_has_the_usual_devices_only() {
 
 #[test]
 fn rules_and_own_devices_add_up() {
-    let rules = [rule(false, "a", 0, 0, "rwm"), rule(true, "b", 8, 16, "r"), rule(true, "b", 8, 16, "w"), rule(true, "c", 10, -1, "")];
+    let rules = [
+        rule(false, "a", 0, 0, "rwm"),
+        rule(true, "b", 8, 16, "r"),
+        rule(true, "b", 8, 16, "w"),
+        rule(true, "c", 10, -1, ""),
+    ];
     assert!(allowed(&rules, BLOCK, READ | WRITE, 8, 16));
     assert!(!allowed(&rules, BLOCK, READ, 8, 17));
     assert!(allowed(&rules, CHAR, READ | WRITE | MKNOD, 10, 229));
-    let own = [LinuxDevice { path: "/dev/vdb".into(), r#type: "b".into(), major: 254, minor: 16, ..Default::default() }];
+    let own =
+        [LinuxDevice { path: "/dev/vdb".into(), r#type: "b".into(), major: 254, minor: 16, ..Default::default() }];
     let program = Filter::new(&[], &own).unwrap().program();
     assert_eq!(run(&program, BLOCK, READ | WRITE, 254, 16), 1);
     assert_eq!(run(&program, BLOCK, READ, 254, 0), 0);
@@ -70,7 +80,12 @@ fn a_privileged_container_needs_no_filter() {
 
 #[test]
 fn rules_that_are_not_understood_are_refused() {
-    for bad in [rule(true, "x", 1, 1, "r"), rule(true, "c", 1, 1, "rx"), rule(true, "c", -2, 1, "r"), rule(true, "c", 1, 1 << 40, "r")] {
+    for bad in [
+        rule(true, "x", 1, 1, "r"),
+        rule(true, "c", 1, 1, "rx"),
+        rule(true, "c", -2, 1, "r"),
+        rule(true, "c", 1, 1 << 40, "r"),
+    ] {
         assert_eq!(Filter::new(std::slice::from_ref(&bad), &[]).unwrap_err().errno, libc::EINVAL, "{bad:?}");
     }
 }
@@ -95,14 +110,20 @@ fn programs_do_what_filters_say() {
             let (kind, access) = (*random.pick(&[BLOCK, CHAR]), 1 + random.below(7) as u32);
             let (major, minor) = (random.below(4) as u32, random.below(4) as u32);
             let fits = |one: &Exception| {
-                one.kind == kind && one.major.is_none_or(|other| other == major) && one.minor.is_none_or(|other| other == minor)
+                one.kind == kind
+                    && one.major.is_none_or(|other| other == major)
+                    && one.minor.is_none_or(|other| other == minor)
             };
             let excepted = filter.exceptions.iter().filter(|one| fits(one)).any(|one| match filter.allow {
                 true => access & one.access != 0,
                 false => access & !one.access == 0,
             });
             let expected = u32::from(filter.allow != excepted);
-            assert_eq!(run(&program, kind, access, major, minor), expected, "{rules:?} {kind} {access} {major}:{minor}");
+            assert_eq!(
+                run(&program, kind, access, major, minor),
+                expected,
+                "{rules:?} {kind} {access} {major}:{minor}"
+            );
         }
     }
 }

@@ -24,7 +24,9 @@ pub(super) fn apply(group: &Cgroup, resources: &LinuxResources) -> Result<()> {
             (_, Ok(())) => {}
             // A kernel without swap has no limit of it, and none is needed.
             ("memory.swap.max", Err(libc::ENOENT)) => {}
-            ("memory.max" | "memory.swap.max", Err(libc::EBUSY)) => return Err(invalid(value, "more memory is in use than")),
+            ("memory.max" | "memory.swap.max", Err(libc::EBUSY)) => {
+                return Err(invalid(value, "more memory is in use than"))
+            }
             // The default scheduler's weight has one name, BFQ's another.
             ("io.weight", Err(libc::ENOENT)) => group.write("io.bfq.weight", &value)?,
             _ => group.write(&file, &value)?,
@@ -74,7 +76,9 @@ fn memory_settings(memory: &LinuxMemory, settings: &mut Vec<Setting>) -> Result<
         (0, _) => None,
         (swap, _) if swap < 0 => Some("max".to_owned()),
         (swap, limit) if limit <= 0 => return Err(invalid(swap, "a limit of memory and swap needs one of memory:")),
-        (swap, limit) if swap < limit => return Err(invalid(swap, "memory and swap together cannot be less than memory:")),
+        (swap, limit) if swap < limit => {
+            return Err(invalid(swap, "memory and swap together cannot be less than memory:"))
+        }
         (swap, limit) => Some((swap - limit).to_string()),
     };
     settings.extend(swap.map(|value| setting("memory.swap.max", value)));
@@ -150,8 +154,16 @@ mod tests {
             ..Default::default()
         };
         let expected = [
-            "memory.swap.max=33554432", "memory.max=67108864", "memory.low=1048576", "cpu.weight=39", "cpu.max=50000 100000",
-            "cpuset.cpus=0-1", "pids.max=100", "io.weight=4950", "io.max=254:0 wbps=1000", "hugetlb.2MB.max=4194304",
+            "memory.swap.max=33554432",
+            "memory.max=67108864",
+            "memory.low=1048576",
+            "cpu.weight=39",
+            "cpu.max=50000 100000",
+            "cpuset.cpus=0-1",
+            "pids.max=100",
+            "io.weight=4950",
+            "io.max=254:0 wbps=1000",
+            "hugetlb.2MB.max=4194304",
         ];
         assert_eq!(texts(&resources), expected);
     }
@@ -170,7 +182,10 @@ mod tests {
 
     #[test]
     fn contradictions_are_refused() {
-        let memory = |limit, swap| LinuxResources { memory: Some(LinuxMemory { limit, swap, ..Default::default() }), ..Default::default() };
+        let memory = |limit, swap| LinuxResources {
+            memory: Some(LinuxMemory { limit, swap, ..Default::default() }),
+            ..Default::default()
+        };
         assert!(settings(&memory(0, 5)).is_err());
         assert!(settings(&memory(10, 5)).is_err());
         let page = LinuxHugepageLimit { pagesize: "../x".into(), limit: 1 };

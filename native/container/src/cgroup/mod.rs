@@ -45,12 +45,15 @@ impl Cgroup {
             return Err(failure(id, libc::EINVAL, "no id of a container:"));
         }
         match fs::create_dir(parent) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failure(parent, sys::errno_of(&error), "make")),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(failure(parent, sys::errno_of(&error), "make"))
+            }
             _ => enable_controllers(parent)?,
         }
         let path = parent.join(id);
         fs::create_dir(&path).map_err(|error| failure(&path, sys::errno_of(&error), "make"))?;
-        let directory = sys::open(&path.to_string_lossy(), libc::O_RDONLY | libc::O_DIRECTORY).map_err(|errno| failure(&path, errno, "open"))?;
+        let directory = sys::open(&path.to_string_lossy(), libc::O_RDONLY | libc::O_DIRECTORY)
+            .map_err(|errno| failure(&path, errno, "open"))?;
         let group = Self { path, directory, device_filter: None };
         group.write("cgroup.max.descendants", DESCENDANT_LIMIT)?;
         group.write("cgroup.max.depth", DEPTH_LIMIT)?;
@@ -92,7 +95,11 @@ impl Cgroup {
     }
 
     /// Restricts the devices that processes of the group may make and open. `own` are those of the spec.
-    pub(crate) fn restrict_devices(&mut self, rules: &[grpc::LinuxDeviceCgroup], own: &[grpc::LinuxDevice]) -> Result<()> {
+    pub(crate) fn restrict_devices(
+        &mut self,
+        rules: &[grpc::LinuxDeviceCgroup],
+        own: &[grpc::LinuxDevice],
+    ) -> Result<()> {
         let filter = devices::Filter::new(rules, own)?;
         if filter.allows_all() && self.device_filter.is_none() {
             return Ok(());
@@ -137,14 +144,16 @@ impl Cgroup {
 
     /// Waits until `cgroup.events` has the value; the kernel signals each change with POLLPRI.
     fn wait_event(&self, key: &str, wanted: u64, timeout: Duration) -> Result<bool> {
-        let events = open_at(self.directory(), "cgroup.events", libc::O_RDONLY, 0).map_err(|errno| failure(&self.path, errno, "watch"))?;
+        let events = open_at(self.directory(), "cgroup.events", libc::O_RDONLY, 0)
+            .map_err(|errno| failure(&self.path, errno, "watch"))?;
         let deadline = Instant::now() + timeout;
         loop {
             // Reading through the watched descriptor arms the next notification.
             let mut buffer = [0_u8; 256];
             // SAFETY: the buffer is as long as said.
             let read = unsafe { libc::pread(events.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
-            let length = check(read as libc::c_long).map_err(|errno| failure(&self.path, errno, "read cgroup.events of"))?;
+            let length =
+                check(read as libc::c_long).map_err(|errno| failure(&self.path, errno, "read cgroup.events of"))?;
             let text = String::from_utf8_lossy(&buffer[..length as usize]).into_owned();
             let value = text.lines().filter_map(|line| line.split_once(' ')).find(|(name, _)| *name == key);
             if value.is_some_and(|(_, number)| number.parse() == Ok(wanted)) {
@@ -166,7 +175,9 @@ impl Cgroup {
         let mut next = 0;
         while let Some(path) = groups.get(next).cloned() {
             let entries = fs::read_dir(path).into_iter().flatten().flatten();
-            groups.extend(entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()));
+            groups.extend(
+                entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()),
+            );
             next += 1;
         }
         groups
@@ -214,7 +225,9 @@ impl Cgroup {
         }
         for path in self.tree().iter().rev() {
             match fs::remove_dir(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failure(path, sys::errno_of(&error), "remove")),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(failure(path, sys::errno_of(&error), "remove"))
+                }
                 _ => {}
             }
         }
@@ -224,7 +237,9 @@ impl Cgroup {
 
 /// Hands every controller of the group to the groups below it.
 fn enable_controllers(group: &Path) -> Result<()> {
-    let read = |file: &str| fs::read_to_string(group.join(file)).map_err(|error| failure(group.join(file), sys::errno_of(&error), "read"));
+    let read = |file: &str| {
+        fs::read_to_string(group.join(file)).map_err(|error| failure(group.join(file), sys::errno_of(&error), "read"))
+    };
     let enabled = read("cgroup.subtree_control")?;
     let missing: Vec<String> = read("cgroup.controllers")?
         .split_ascii_whitespace()

@@ -1,7 +1,8 @@
 //! Usage of a group as Kata's protocol reports it: the fields are those of cgroup v1.
 use super::Cgroup;
 use kata_protocol::grpc::{
-    BlkioStats, BlkioStatsEntry, CgroupStats, CpuStats, CpuUsage, HugetlbStats, MemoryData, MemoryStats, PidsStats, ThrottlingData,
+    BlkioStats, BlkioStatsEntry, CgroupStats, CpuStats, CpuUsage, HugetlbStats, MemoryData, MemoryStats, PidsStats,
+    ThrottlingData,
 };
 use std::collections::BTreeMap;
 
@@ -12,14 +13,16 @@ pub(super) fn collect(group: &Cgroup) -> CgroupStats {
     CgroupStats {
         cpu_stats: group.read("cpu.stat").map(|text| cpu(&pairs(&text))),
         memory_stats: memory(group),
-        pids_stats: number(group, "pids.current").map(|current| PidsStats { current, limit: number(group, "pids.max").unwrap_or(0) }),
+        pids_stats: number(group, "pids.current")
+            .map(|current| PidsStats { current, limit: number(group, "pids.max").unwrap_or(0) }),
         blkio_stats: group.read("io.stat").map(|text| io(&text)),
         hugetlb_stats: huge_pages(group),
     }
 }
 
 fn pairs(text: &str) -> BTreeMap<String, u64> {
-    let pair = |line: &str| line.split_once(' ').and_then(|(name, value)| Some((name.to_owned(), value.trim().parse().ok()?)));
+    let pair =
+        |line: &str| line.split_once(' ').and_then(|(name, value)| Some((name.to_owned(), value.trim().parse().ok()?)));
     text.lines().filter_map(pair).collect()
 }
 
@@ -66,7 +69,9 @@ fn memory(group: &Cgroup) -> Option<MemoryStats> {
             usage: usage.saturating_add(swap),
             max_usage: 0,
             failcnt: group.keyed("memory.swap.events", "max"),
-            limit: number(group, "memory.max").unwrap_or(0).saturating_add(number(group, "memory.swap.max").unwrap_or(0)),
+            limit: number(group, "memory.max")
+                .unwrap_or(0)
+                .saturating_add(number(group, "memory.swap.max").unwrap_or(0)),
         }),
         kernel_usage: stats.get("kernel").map(|usage| MemoryData { usage: *usage, ..MemoryData::default() }),
         use_hierarchy: true,
@@ -79,7 +84,8 @@ fn io(text: &str) -> BlkioStats {
     let mut stats = BlkioStats::default();
     for line in text.lines() {
         let mut words = line.split(' ');
-        let numbers = words.next().and_then(|device| device.split_once(':')).map(|(major, minor)| (major.parse(), minor.parse()));
+        let numbers =
+            words.next().and_then(|device| device.split_once(':')).map(|(major, minor)| (major.parse(), minor.parse()));
         let Some((Ok(major), Ok(minor))) = numbers else { continue };
         for (name, value) in words.filter_map(|word| word.split_once('=')) {
             let (list, op) = match name {
@@ -117,15 +123,24 @@ mod tests {
     #[test]
     fn io_lines_are_read() {
         let stats = io("254:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\nbroken line\n7:1 rbytes=x wios=5\n");
-        let texts: Vec<String> = stats.io_service_bytes_recursive.iter().map(|e| format!("{}:{} {} {}", e.major, e.minor, e.op, e.value)).collect();
+        let texts: Vec<String> = stats
+            .io_service_bytes_recursive
+            .iter()
+            .map(|e| format!("{}:{} {} {}", e.major, e.minor, e.op, e.value))
+            .collect();
         assert_eq!(texts, ["254:0 Read 10", "254:0 Write 20", "254:0 Discard 0"]);
         assert_eq!(stats.io_serviced_recursive.len(), 4);
     }
 
     #[test]
     fn cpu_microseconds_become_nanoseconds() {
-        let stats = cpu(&pairs("usage_usec 5\nuser_usec 3\nsystem_usec 2\nnr_periods 9\nnr_throttled 4\nthrottled_usec 7\nbroken\n"));
+        let stats = cpu(&pairs(
+            "usage_usec 5\nuser_usec 3\nsystem_usec 2\nnr_periods 9\nnr_throttled 4\nthrottled_usec 7\nbroken\n",
+        ));
         assert_eq!(stats.cpu_usage.unwrap().total_usage, 5000);
-        assert_eq!(stats.throttling_data.unwrap(), ThrottlingData { periods: 9, throttled_periods: 4, throttled_time: 7000 });
+        assert_eq!(
+            stats.throttling_data.unwrap(),
+            ThrottlingData { periods: 9, throttled_periods: 4, throttled_time: 7000 }
+        );
     }
 }

@@ -15,7 +15,10 @@ pub(crate) struct Command {
 }
 
 fn strings(texts: impl Iterator<Item = impl Into<Vec<u8>>>, what: &str) -> Result<Vec<CString>> {
-    texts.map(c_string).collect::<std::result::Result<_, _>>().map_err(|errno| ContainerError::new(Step::Exec, errno, "", format!("{what} with a NUL byte")))
+    texts
+        .map(c_string)
+        .collect::<std::result::Result<_, _>>()
+        .map_err(|errno| ContainerError::new(Step::Exec, errno, "", format!("{what} with a NUL byte")))
 }
 
 impl Command {
@@ -32,7 +35,9 @@ impl Command {
     }
 
     pub(crate) fn execute(&self) -> Result<Infallible> {
-        let pointers = |texts: &[CString]| -> Vec<*const c_char> { texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect() };
+        let pointers = |texts: &[CString]| -> Vec<*const c_char> {
+            texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
+        };
         let (arguments, environment) = (pointers(&self.arguments), pointers(&self.environment));
         // SAFETY: both arrays end with null and outlive the call, as do the strings.
         unsafe { libc::execve(self.path.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };

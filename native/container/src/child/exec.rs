@@ -1,7 +1,10 @@
 //! One more process of a container: enters what the first one made.
 use super::finish::{finish, Finish, Io};
 use super::init::guest_proc;
-use super::{become_namespace_root, close_others, join_keyring, namespace_failure, new_session, raise_streams, set_oom_score, terminal, Streams};
+use super::{
+    become_namespace_root, close_others, join_keyring, namespace_failure, new_session, raise_streams, set_oom_score,
+    terminal, Streams,
+};
 use crate::caps::Sets;
 use crate::error::{ContainerError, Result, Step};
 use crate::launch::Channel;
@@ -38,7 +41,8 @@ impl ExecPlan<'_> {
         new_session()?;
         set_oom_score(guest_proc()?.as_fd(), self.process.oom_score_adj)?;
         // The pid namespace is entered by being born in it. All at once: the kernel gets the order right.
-        set_ns(self.init, self.namespaces & !namespaces::PID).map_err(|errno| namespace_failure(errno, "join the container"))?;
+        set_ns(self.init, self.namespaces & !namespaces::PID)
+            .map_err(|errno| namespace_failure(errno, "join the container"))?;
         if self.namespaces & namespaces::USER != 0 {
             become_namespace_root()?;
         }
@@ -46,7 +50,8 @@ impl ExecPlan<'_> {
         let io = match streams {
             Some(streams) => Io::Streams(streams),
             None => {
-                let root = sys::open("/", libc::O_PATH | libc::O_DIRECTORY).map_err(|errno| ContainerError::new(Step::Rootfs, errno, "/", "open"))?;
+                let root = sys::open("/", libc::O_PATH | libc::O_DIRECTORY)
+                    .map_err(|errno| ContainerError::new(Step::Rootfs, errno, "/", "open"))?;
                 let (master, slave) = terminal::open(root.as_fd(), self.process.console_size.as_ref())?;
                 Io::Terminal { master, slave }
             }

@@ -40,9 +40,11 @@ fn user_failure(errno: i32, value: impl ToString, what: &str) -> ContainerError 
 /// container's by now.
 pub(crate) fn finish(plan: Finish<'_>) -> Result<Infallible> {
     let process = plan.process;
-    let root = sys::open("/", libc::O_PATH | libc::O_DIRECTORY).map_err(|errno| ContainerError::new(Step::Rootfs, errno, "/", "open"))?;
+    let root = sys::open("/", libc::O_PATH | libc::O_DIRECTORY)
+        .map_err(|errno| ContainerError::new(Step::Rootfs, errno, "/", "open"))?;
     let identity = identify(root.as_fd(), process, plan.string_user)?;
-    let home = identity.home.clone().or_else(|| find_home(root.as_fd(), identity.uid)).unwrap_or_else(|| "/".to_owned());
+    let home =
+        identity.home.clone().or_else(|| find_home(root.as_fd(), identity.uid)).unwrap_or_else(|| "/".to_owned());
     drop(root);
     let master = connect(plan.io, identity.uid)?;
     let keep = [Some(plan.channel.socket().as_raw_fd()), master.as_ref().map(AsRawFd::as_raw_fd)];
@@ -58,7 +60,8 @@ pub(crate) fn finish(plan: Finish<'_>) -> Result<Infallible> {
     become_user(&identity)?;
     plan.capabilities.apply(late)?;
     if process.no_new_privileges {
-        prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map_err(|errno| ContainerError::new(Step::Capabilities, errno, "", "no_new_privs"))?;
+        prctl(libc::PR_SET_NO_NEW_PRIVS, 1)
+            .map_err(|errno| ContainerError::new(Step::Capabilities, errno, "", "no_new_privs"))?;
     }
     match entered {
         Err(error) if error.errno == libc::EACCES => change_directory(process)?,
@@ -146,7 +149,8 @@ fn change_directory(process: &grpc::Process) -> Result<()> {
 /// The kernel says where it really is: "(unreachable)/…" for a directory outside the root (CVE-2024-21626).
 fn check_directory(process: &grpc::Process) -> Result<()> {
     let path = directory_of(process);
-    let failure = |errno| ContainerError::new(Step::Chdir, errno, path, "the working directory is not inside the container:");
+    let failure =
+        |errno| ContainerError::new(Step::Chdir, errno, path, "the working directory is not inside the container:");
     let mut buffer = [0_u8; libc::PATH_MAX as usize];
     // SAFETY: the buffer is as long as said. The call itself, because libc's hides the unreachable.
     check(unsafe { libc::syscall(libc::SYS_getcwd, buffer.as_mut_ptr(), buffer.len()) }).map_err(failure)?;

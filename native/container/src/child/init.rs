@@ -1,6 +1,9 @@
 //! The container's first process: makes the container around itself.
 use super::finish::{finish, Finish, Io};
-use super::{become_namespace_root, close_others, join_keyring, namespace_failure, new_session, raise_streams, set_oom_score, terminal, Streams};
+use super::{
+    become_namespace_root, close_others, join_keyring, namespace_failure, new_session, raise_streams, set_oom_score,
+    terminal, Streams,
+};
 use crate::caps::Sets;
 use crate::error::{ContainerError, Result, Step};
 use crate::launch::Channel;
@@ -47,14 +50,19 @@ impl InitPlan<'_> {
         }
         self.enter_namespaces()?;
         join_keyring(self.id);
-        let terminal = if self.namespaces.has_joined(namespaces::MOUNT) { None } else { self.build(proc_dir.as_fd(), streams.is_none())? };
+        let terminal = if self.namespaces.has_joined(namespaces::MOUNT) {
+            None
+        } else {
+            self.build(proc_dir.as_fd(), streams.is_none())?
+        };
         drop(proc_dir);
         let io = match (streams, terminal) {
             (Some(streams), _) => Io::Streams(streams),
             (None, Some((master, slave))) => Io::Terminal { master, slave },
             // Somebody else's mount namespace: its devpts is there already.
             (None, None) => {
-                let root = sys::open("/", libc::O_PATH | libc::O_DIRECTORY).map_err(|errno| ContainerError::new(Step::Rootfs, errno, "/", "open"))?;
+                let root = sys::open("/", libc::O_PATH | libc::O_DIRECTORY)
+                    .map_err(|errno| ContainerError::new(Step::Rootfs, errno, "/", "open"))?;
                 let (master, slave) = terminal::open(root.as_fd(), self.process.console_size.as_ref())?;
                 Io::Terminal { master, slave }
             }
@@ -72,9 +80,11 @@ impl InitPlan<'_> {
 
     fn enter_namespaces(&self) -> Result<()> {
         // Mounts last: until then the guest's files are at hand.
-        let (mounts, others): (Vec<_>, Vec<_>) = self.namespaces.joined.iter().partition(|(flag, _)| *flag == namespaces::MOUNT);
+        let (mounts, others): (Vec<_>, Vec<_>) =
+            self.namespaces.joined.iter().partition(|(flag, _)| *flag == namespaces::MOUNT);
         for (flag, namespace) in others.into_iter().chain(mounts) {
-            set_ns(namespace.as_fd(), *flag).map_err(|errno| namespace_failure(errno, "join a namespace given by path"))?;
+            set_ns(namespace.as_fd(), *flag)
+                .map_err(|errno| namespace_failure(errno, "join a namespace given by path"))?;
         }
         if self.namespaces.new_cgroup {
             unshare(namespaces::CGROUP).map_err(|errno| namespace_failure(errno, "make the cgroup namespace"))?;
@@ -93,7 +103,8 @@ impl InitPlan<'_> {
     fn build(&self, proc_dir: BorrowedFd<'_>, want_terminal: bool) -> Result<Option<(OwnedFd, OwnedFd)>> {
         let rootfs = Rootfs::open(self.rootfs, self.spec, self.linux)?;
         rootfs.populate(proc_dir, self.namespaces.has(namespaces::USER))?;
-        let scope = sysctl::Scope { ipc: self.namespaces.has(namespaces::IPC), uts: self.namespaces.has(namespaces::UTS) };
+        let scope =
+            sysctl::Scope { ipc: self.namespaces.has(namespaces::IPC), uts: self.namespaces.has(namespaces::UTS) };
         sysctl::apply(proc_dir, &self.linux.sysctl, scope)?;
         let terminal = match want_terminal {
             true => {

@@ -22,7 +22,8 @@ fn namespace_failure(errno: i32, what: &str) -> ContainerError {
 
 fn raise_streams(streams: Streams) -> Result<Streams> {
     let [input, output, error] = streams.map(|fd| if fd.as_raw_fd() < 3 { move_fd(fd, 3) } else { Ok(fd) });
-    let moved = |fd: std::result::Result<OwnedFd, i32>| fd.map_err(|errno| namespace_failure(errno, "move a descriptor"));
+    let moved =
+        |fd: std::result::Result<OwnedFd, i32>| fd.map_err(|errno| namespace_failure(errno, "move a descriptor"));
     Ok([moved(input)?, moved(output)?, moved(error)?])
 }
 

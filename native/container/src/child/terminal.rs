@@ -16,23 +16,33 @@ fn failure(errno: i32, what: &str) -> ContainerError {
 pub(crate) fn open(root: BorrowedFd<'_>, size: Option<&grpc::Box>) -> Result<(OwnedFd, OwnedFd)> {
     // Non-blocking: a fifo there must not hold us.
     let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK;
-    let master = open_at2(root, PTMX, flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS).map_err(|errno| failure(errno, "open"))?;
+    let master =
+        open_at2(root, PTMX, flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS).map_err(|errno| failure(errno, "open"))?;
     let stat = stat_fd(master.as_fd()).map_err(|errno| failure(errno, "stat"))?;
-    if file_type(&stat) != libc::S_IFCHR || stat.st_rdev != libc::makedev(5, 2) || fs_magic(master.as_fd()) != Ok(DEVPTS_MAGIC) {
+    if file_type(&stat) != libc::S_IFCHR
+        || stat.st_rdev != libc::makedev(5, 2)
+        || fs_magic(master.as_fd()) != Ok(DEVPTS_MAGIC)
+    {
         return Err(failure(libc::ENOTTY, "not the multiplexer of a devpts:"));
     }
     let locked: libc::c_int = 0;
     // SAFETY: the integer outlives the call; TIOCGPTPEER takes flags.
     let slave = unsafe {
-        check(libc::c_long::from(libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const locked))).map_err(|errno| failure(errno, "unlock"))?;
-        check_fd(libc::c_long::from(libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC)))
-            .map_err(|errno| failure(errno, "open the slave of"))?
+        check(libc::c_long::from(libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const locked)))
+            .map_err(|errno| failure(errno, "unlock"))?;
+        check_fd(libc::c_long::from(libc::ioctl(
+            master.as_raw_fd(),
+            libc::TIOCGPTPEER,
+            libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC,
+        )))
+        .map_err(|errno| failure(errno, "open the slave of"))?
     };
     if let Some(size) = size.filter(|size| size.height != 0 || size.width != 0) {
         let cells = |cells: u32| u16::try_from(cells).unwrap_or(u16::MAX);
         let size = libc::winsize { ws_row: cells(size.height), ws_col: cells(size.width), ws_xpixel: 0, ws_ypixel: 0 };
         // SAFETY: the structure outlives the call.
-        check(libc::c_long::from(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) })).map_err(|errno| failure(errno, "size"))?;
+        check(libc::c_long::from(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }))
+            .map_err(|errno| failure(errno, "size"))?;
     }
     Ok((master, slave))
 }
@@ -40,5 +50,7 @@ pub(crate) fn open(root: BorrowedFd<'_>, size: Option<&grpc::Box>) -> Result<(Ow
 /// Makes the terminal the one that controls this process's session.
 pub(crate) fn take_control(slave: BorrowedFd<'_>) -> Result<()> {
     // SAFETY: takes a number.
-    check(libc::c_long::from(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCSCTTY, 0) })).map(drop).map_err(|errno| failure(errno, "control"))
+    check(libc::c_long::from(unsafe { libc::ioctl(slave.as_raw_fd(), libc::TIOCSCTTY, 0) }))
+        .map(drop)
+        .map_err(|errno| failure(errno, "control"))
 }

@@ -1,5 +1,7 @@
 //! `tmpcopyup`: a tmpfs that begins with what the image has at its place.
-use crate::sys::{chown_fd, errno_of, fchmod, file_type, list, mkdir_at, mknod_at, open_at, read_link_at, stat_fd, symlink_at};
+use crate::sys::{
+    chown_fd, errno_of, fchmod, file_type, list, mkdir_at, mknod_at, open_at, read_link_at, stat_fd, symlink_at,
+};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -40,7 +42,8 @@ fn copy_entry(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &str, depth: u32, 
         }
         libc::S_IFREG => {
             let mut reader = File::from(open_at(from, name, libc::O_RDONLY | libc::O_NONBLOCK | no_follow, 0)?);
-            let mut writer = File::from(open_at(to, name, libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | no_follow, 0o600)?);
+            let mut writer =
+                File::from(open_at(to, name, libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | no_follow, 0o600)?);
             io::copy(&mut reader, &mut writer).map_err(|error| errno_of(&error))?;
             chown_fd(writer.as_fd(), stat.st_uid, stat.st_gid)?;
             return fchmod(writer.as_fd(), stat.st_mode & 0o7777);

@@ -40,7 +40,15 @@ pub(crate) fn create(root: BorrowedFd<'_>, devices: &[LinuxDevice], nodes: Nodes
         if devices.iter().any(|device| device.path == path) {
             continue;
         }
-        let device = LinuxDevice { path: path.into(), r#type: "c".into(), major, minor, file_mode: DEFAULT_MODE, uid: 0, gid: 0 };
+        let device = LinuxDevice {
+            path: path.into(),
+            r#type: "c".into(),
+            major,
+            minor,
+            file_mode: DEFAULT_MODE,
+            uid: 0,
+            gid: 0,
+        };
         create_one(root, &device, nodes)?;
     }
     for device in devices {
@@ -84,7 +92,8 @@ fn create_one(root: BorrowedFd<'_>, device: &LinuxDevice, nodes: Nodes) -> Resul
     if matches!(name, "" | "." | "..") {
         return Err(failure(path, libc::EINVAL, "no path of a device:"));
     }
-    let parent = open_or_create(root, parent, Kind::Directory).map_err(|errno| failure(path, errno, "make the directory of"))?;
+    let parent =
+        open_or_create(root, parent, Kind::Directory).map_err(|errno| failure(path, errno, "make the directory of"))?;
     let number = if kind == libc::S_IFIFO { 0 } else { libc::makedev(major, minor) };
     let mode = if device.file_mode == 0 { DEFAULT_MODE } else { device.file_mode & 0o7777 };
     if mknod_at(parent.as_fd(), name, kind | mode, number).is_err() {
@@ -98,7 +107,8 @@ fn create_one(root: BorrowedFd<'_>, device: &LinuxDevice, nodes: Nodes) -> Resul
     }
     // A fixed umask aside, mknod gives the mode; chmod makes it certain for nodes that were there.
     chmod_at(parent.as_fd(), name, mode).map_err(|errno| failure(path, errno, "mode of"))?;
-    let node = open_at(parent.as_fd(), name, libc::O_PATH | libc::O_NOFOLLOW, 0).map_err(|errno| failure(path, errno, "open"))?;
+    let node = open_at(parent.as_fd(), name, libc::O_PATH | libc::O_NOFOLLOW, 0)
+        .map_err(|errno| failure(path, errno, "open"))?;
     chown_fd(node.as_fd(), device.uid, device.gid).map_err(|errno| failure(path, errno, "owner of"))
 }
 
@@ -107,7 +117,8 @@ fn existing(parent: BorrowedFd<'_>, name: &str) -> std::result::Result<libc::sta
 }
 
 fn bind(root: BorrowedFd<'_>, path: &str) -> Result<()> {
-    let source = sys::open(path, libc::O_PATH | libc::O_NOFOLLOW).map_err(|errno| failure(path, errno, "the guest's"))?;
+    let source =
+        sys::open(path, libc::O_PATH | libc::O_NOFOLLOW).map_err(|errno| failure(path, errno, "the guest's"))?;
     open_or_create(root, path, Kind::File)
         .and_then(|target| attach(clone_tree(source.as_fd(), false)?.as_fd(), target.as_fd()))
         .map_err(|errno| failure(path, errno, "bind"))

@@ -1,6 +1,8 @@
 //! Masked and read-only paths.
 use crate::error::{ContainerError, Result, Step};
-use crate::sys::mount::{attach, clone_tree, set_attributes, FsContext, ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY};
+use crate::sys::mount::{
+    attach, clone_tree, set_attributes, FsContext, ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY,
+};
 use crate::sys::{self, file_type, open_in_root, stat_fd};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -54,7 +56,6 @@ fn bind(source: BorrowedFd<'_>, target: BorrowedFd<'_>) -> std::result::Result<(
 /// can be bound before Linux 6.15).
 fn empty_directory() -> std::result::Result<OwnedFd, i32> {
     let context = FsContext::open("tmpfs")?;
-    context.option("size=0")?;
     context.option("nr_inodes=2")?;
     context.option("mode=0755")?;
     context.mount(ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC)

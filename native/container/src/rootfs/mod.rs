@@ -36,10 +36,9 @@ impl<'a> Rootfs<'a> {
         let name = path.to_string_lossy();
         let propagation = match linux.rootfs_propagation.as_str() {
             "" => None,
-            text => Some(
-                options::parse_propagation(text)
-                    .ok_or_else(|| failure(text, libc::EINVAL, "rootfsPropagation is one of shared, slave, private, unbindable, not"))?,
-            ),
+            text => Some(options::parse_propagation(text).ok_or_else(|| {
+                failure(text, libc::EINVAL, "rootfsPropagation is one of shared, slave, private, unbindable, not")
+            })?),
         };
         // Unbindable would forbid the bind of the root itself; it is applied at the end.
         let first = propagation.map_or(libc::MS_SLAVE, |flags| flags & !libc::MS_UNBINDABLE & !libc::MS_REC);
@@ -48,7 +47,8 @@ impl<'a> Rootfs<'a> {
         if first == libc::MS_SHARED {
             make_parent_private(path)?;
         }
-        let directory = sys::open(&name, libc::O_PATH | libc::O_DIRECTORY).map_err(|errno| failure(&name, errno, "open"))?;
+        let directory =
+            sys::open(&name, libc::O_PATH | libc::O_DIRECTORY).map_err(|errno| failure(&name, errno, "open"))?;
         let root = clone_tree(directory.as_fd(), true).map_err(|errno| failure(&name, errno, "bind"))?;
         attach(root.as_fd(), directory.as_fd()).map_err(|errno| failure(&name, errno, "attach"))?;
         Ok(Self { root, spec, linux, propagation })
@@ -78,7 +78,8 @@ impl<'a> Rootfs<'a> {
     /// A /dev that was bound belongs to somebody else: nothing is made in it.
     fn dev_is_bound(&self) -> bool {
         self.spec.mounts.iter().any(|entry| {
-            let bind = entry.r#type == "bind" || entry.options.iter().any(|option| option == "bind" || option == "rbind");
+            let bind =
+                entry.r#type == "bind" || entry.options.iter().any(|option| option == "bind" || option == "rbind");
             bind && entry.destination.trim_end_matches('/') == "/dev"
         })
     }
@@ -95,7 +96,8 @@ impl<'a> Rootfs<'a> {
         masks::make_read_only(self.root(), &self.linux.readonly_paths)?;
         masks::mask(self.root(), &self.linux.masked_paths)?;
         if self.spec.root.as_ref().is_some_and(|root| root.readonly) {
-            set_attributes(self.root(), ATTR_RDONLY, 0, false).map_err(|errno| failure("/", errno, "make read-only"))?;
+            set_attributes(self.root(), ATTR_RDONLY, 0, false)
+                .map_err(|errno| failure("/", errno, "make read-only"))?;
         }
         Ok(())
     }
@@ -103,9 +105,14 @@ impl<'a> Rootfs<'a> {
     /// Leaves the guest's file system for good.
     pub(crate) fn enter(self) -> Result<()> {
         // SAFETY: takes no memory.
-        check(libc::c_long::from(unsafe { libc::fchdir(self.root.as_raw_fd()) })).map_err(|errno| failure("/", errno, "enter"))?;
+        check(libc::c_long::from(unsafe { libc::fchdir(self.root.as_raw_fd()) }))
+            .map_err(|errno| failure("/", errno, "enter"))?;
         pivot_here().map_err(|errno| {
-            let hint = if errno == libc::EINVAL { " (the guest's root is an initramfs: make_root_pivotable was not called)" } else { "" };
+            let hint = if errno == libc::EINVAL {
+                " (the guest's root is an initramfs: make_root_pivotable was not called)"
+            } else {
+                ""
+            };
             failure("/", errno, &format!("pivot_root{hint}"))
         })?;
         match self.propagation {
@@ -118,9 +125,12 @@ impl<'a> Rootfs<'a> {
 /// pivot_root(2) refuses a new root whose parent mount is shared: the nearest mount above the path becomes private.
 fn make_parent_private(path: &Path) -> Result<()> {
     for ancestor in path.ancestors() {
-        let name = sys::c_string(ancestor.to_string_lossy().as_bytes()).map_err(|errno| failure("", errno, "rootfs path"))?;
+        let name =
+            sys::c_string(ancestor.to_string_lossy().as_bytes()).map_err(|errno| failure("", errno, "rootfs path"))?;
         // SAFETY: the path outlives the call; the other pointers are not read for a change of propagation.
-        let done = unsafe { libc::mount(c"none".as_ptr(), name.as_ptr(), std::ptr::null(), libc::MS_PRIVATE, std::ptr::null()) };
+        let done = unsafe {
+            libc::mount(c"none".as_ptr(), name.as_ptr(), std::ptr::null(), libc::MS_PRIVATE, std::ptr::null())
+        };
         match check(libc::c_long::from(done)) {
             Ok(_) => return Ok(()),
             Err(libc::EINVAL) => {}

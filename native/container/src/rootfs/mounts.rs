@@ -4,7 +4,10 @@ use super::options::{self, MountOptions};
 use super::resolve::{open_or_create, Kind};
 use crate::error::{ContainerError, Result, Step};
 use crate::sys::mount::{attach, clone_tree, set_attributes, set_propagation, FsContext, ATTR_RDONLY};
-use crate::sys::{self, file_type, fs_magic, open_at2, open_in_root, read_link_at, stat_fd, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS};
+use crate::sys::{
+    self, file_type, fs_magic, open_at2, open_in_root, read_link_at, stat_fd, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS,
+    RESOLVE_NO_SYMLINKS,
+};
 use kata_protocol::grpc::Mount;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -25,7 +28,12 @@ pub(crate) struct Place<'a> {
 
 fn failure(mount: &Mount, errno: i32, what: &str) -> ContainerError {
     let source = if mount.source.is_empty() { "" } else { " of " };
-    ContainerError::new(Step::Mount, errno, &mount.destination, format!("{what}: {}{source}{} on", mount.r#type, mount.source))
+    ContainerError::new(
+        Step::Mount,
+        errno,
+        &mount.destination,
+        format!("{what}: {}{source}{} on", mount.r#type, mount.source),
+    )
 }
 
 pub(crate) fn mount(place: &Place<'_>, entry: &Mount) -> Result<()> {
@@ -45,7 +53,8 @@ pub(crate) fn mount(place: &Place<'_>, entry: &Mount) -> Result<()> {
     let mounted = result?;
     for flag in &options.propagation {
         let kind = flag & !libc::MS_REC;
-        set_propagation(mounted.as_fd(), kind, flag & libc::MS_REC != 0).map_err(|errno| failure(entry, errno, "propagation"))?;
+        set_propagation(mounted.as_fd(), kind, flag & libc::MS_REC != 0)
+            .map_err(|errno| failure(entry, errno, "propagation"))?;
     }
     Ok(())
 }
@@ -53,7 +62,8 @@ pub(crate) fn mount(place: &Place<'_>, entry: &Mount) -> Result<()> {
 fn apply_attributes(mount: BorrowedFd<'_>, entry: &Mount, options: &MountOptions) -> Result<()> {
     for (attributes, recursive) in [(options.attributes, false), (options.recursive_attributes, true)] {
         if !attributes.is_empty() {
-            set_attributes(mount, attributes.set, attributes.clear, recursive).map_err(|errno| failure(entry, errno, "attributes"))?;
+            set_attributes(mount, attributes.set, attributes.clear, recursive)
+                .map_err(|errno| failure(entry, errno, "attributes"))?;
         }
     }
     Ok(())
@@ -76,7 +86,11 @@ fn bind(place: &Place<'_>, entry: &Mount, options: &MountOptions) -> Result<Owne
 }
 
 fn make(place: &Place<'_>, entry: &Mount, kind: &str, options: &MountOptions) -> Result<OwnedFd> {
-    let target = if kind == "proc" || kind == "sysfs" { kernel_target(place, entry)? } else { target(place, entry, Kind::Directory)? };
+    let target = if kind == "proc" || kind == "sysfs" {
+        kernel_target(place, entry)?
+    } else {
+        target(place, entry, Kind::Directory)?
+    };
     if kind != "proc" {
         refuse_proc_target(place, entry, target.as_fd(), None)?;
     }
@@ -87,7 +101,9 @@ fn make(place: &Place<'_>, entry: &Mount, kind: &str, options: &MountOptions) ->
     }
     if kind != "cgroup2" {
         for option in &options.data {
-            context.option(option).map_err(|errno| failure(entry, errno, &format!("option {option:?} {}", context.explanation())))?;
+            context
+                .option(option)
+                .map_err(|errno| failure(entry, errno, &format!("option {option:?} {}", context.explanation())))?;
         }
     }
     for flag in &options.superblock_flags {
@@ -101,8 +117,10 @@ fn make(place: &Place<'_>, entry: &Mount, kind: &str, options: &MountOptions) ->
     let attributes = options.attributes.set | options.recursive_attributes.set;
     let mounted = if options.copy_up && kind == "tmpfs" {
         let mounted = context.mount(attributes & !ATTR_RDONLY).map_err(refused)?;
-        copy_tree(target.as_fd(), mounted.as_fd()).map_err(|errno| failure(entry, errno, "copy the image's content"))?;
-        set_attributes(mounted.as_fd(), attributes & ATTR_RDONLY, 0, false).map_err(|errno| failure(entry, errno, "attributes"))?;
+        copy_tree(target.as_fd(), mounted.as_fd())
+            .map_err(|errno| failure(entry, errno, "copy the image's content"))?;
+        set_attributes(mounted.as_fd(), attributes & ATTR_RDONLY, 0, false)
+            .map_err(|errno| failure(entry, errno, "attributes"))?;
         mounted
     } else {
         context.mount(attributes).map_err(refused)?
@@ -134,9 +152,17 @@ fn target(place: &Place<'_>, entry: &Mount, kind: Kind) -> Result<OwnedFd> {
 /// proc and sysfs go where the image has a plain directory, on a path without symbolic links: elsewhere they would let
 /// an image choose which files the runtime writes later (CVE-2019-16884, CVE-2019-19921).
 fn kernel_target(place: &Place<'_>, entry: &Mount) -> Result<OwnedFd> {
-    let strict = || open_at2(place.root, &entry.destination, libc::O_PATH, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS);
+    let strict = || {
+        open_at2(
+            place.root,
+            &entry.destination,
+            libc::O_PATH,
+            RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS,
+        )
+    };
     let opened = match strict() {
-        Err(libc::ENOENT) => target(place, entry, Kind::Directory).and_then(|_| strict().map_err(|errno| failure(entry, errno, "target"))),
+        Err(libc::ENOENT) => target(place, entry, Kind::Directory)
+            .and_then(|_| strict().map_err(|errno| failure(entry, errno, "target"))),
         opened => opened.map_err(|errno| failure(entry, errno, "target (no symbolic link may be on its path)")),
     }?;
     let stat = stat_fd(opened.as_fd()).map_err(|errno| failure(entry, errno, "target"))?;
@@ -147,9 +173,15 @@ fn kernel_target(place: &Place<'_>, entry: &Mount) -> Result<OwnedFd> {
 }
 
 /// Nothing may be mounted over /proc or in it, except a procfs on /proc itself and the replaceable files.
-fn refuse_proc_target(place: &Place<'_>, entry: &Mount, target: BorrowedFd<'_>, source: Option<BorrowedFd<'_>>) -> Result<()> {
+fn refuse_proc_target(
+    place: &Place<'_>,
+    entry: &Mount,
+    target: BorrowedFd<'_>,
+    source: Option<BorrowedFd<'_>>,
+) -> Result<()> {
     let resolved = |fd: BorrowedFd<'_>| -> Result<String> {
-        let link = read_link_at(place.proc_dir, &format!("self/fd/{}", fd.as_raw_fd())).map_err(|errno| failure(entry, errno, "resolve"))?;
+        let link = read_link_at(place.proc_dir, &format!("self/fd/{}", fd.as_raw_fd()))
+            .map_err(|errno| failure(entry, errno, "resolve"))?;
         String::from_utf8(link).map_err(|_| failure(entry, libc::EILSEQ, "resolve"))
     };
     let (root, path) = (resolved(place.root)?, resolved(target)?);

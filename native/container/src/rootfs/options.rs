@@ -1,6 +1,7 @@
 //! Mount options of the OCI runtime spec (config-linux.md, "mounts"; names of mount(8)).
 use crate::sys::mount::{
-    ATTR_ATIME, ATTR_NOATIME, ATTR_NODEV, ATTR_NODIRATIME, ATTR_NOEXEC, ATTR_NOSUID, ATTR_NOSYMFOLLOW, ATTR_RDONLY, ATTR_STRICTATIME,
+    ATTR_ATIME, ATTR_NOATIME, ATTR_NODEV, ATTR_NODIRATIME, ATTR_NOEXEC, ATTR_NOSUID, ATTR_NOSYMFOLLOW, ATTR_RDONLY,
+    ATTR_STRICTATIME,
 };
 
 /// Attributes of a mount to set and to clear (ATTR_*).
@@ -110,7 +111,8 @@ pub(crate) fn parse(options: &[String]) -> MountOptions {
             "remount" => parsed.remount = true,
             "tmpcopyup" => parsed.copy_up = true,
             // The default, or what only mount(8) and /etc/fstab know.
-            "" | "defaults" | "async" | "nolazytime" | "nomand" | "silent" | "loud" | "iversion" | "noiversion" | "nofail" | "auto" | "noauto" | "_netdev" => {}
+            "" | "defaults" | "async" | "nolazytime" | "nomand" | "silent" | "loud" | "iversion" | "noiversion"
+            | "nofail" | "auto" | "noauto" | "_netdev" => {}
             _ => match superblock_flag(name) {
                 Some(flag) => parsed.superblock_flags.push(flag),
                 None => parsed.data.push(option.clone()),

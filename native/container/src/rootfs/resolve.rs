@@ -115,7 +115,11 @@ mod tests {
                 open_or_create(root, path, Kind::Directory).unwrap();
             }
             assert!(!base.join("outside").exists() && !base.join("escape").exists() && !base.join("victim").exists());
-            assert!(base.join("root/victim/a").is_dir() && base.join("root/made/b").is_dir() && base.join("root/escape").is_dir());
+            assert!(
+                base.join("root/victim/a").is_dir()
+                    && base.join("root/made/b").is_dir()
+                    && base.join("root/escape").is_dir()
+            );
             let inside = base.join("root").join(base.join("outside").strip_prefix("/").unwrap());
             assert!(inside.is_dir());
         });

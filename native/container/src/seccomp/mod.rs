@@ -52,7 +52,14 @@ fn action(name: &str, errno: Option<u32>) -> Result<u32> {
         "SCMP_ACT_TRACE" => TRACE | data,
         "SCMP_ACT_LOG" => LOG,
         "SCMP_ACT_ALLOW" => ALLOW,
-        "SCMP_ACT_NOTIFY" => return Err(ContainerError::new(Step::Seccomp, libc::ENOTSUP, name, "nobody in the guest answers the action")),
+        "SCMP_ACT_NOTIFY" => {
+            return Err(ContainerError::new(
+                Step::Seccomp,
+                libc::ENOTSUP,
+                name,
+                "nobody in the guest answers the action",
+            ))
+        }
         _ => return Err(invalid(name, "unknown action")),
     })
 }
@@ -83,7 +90,9 @@ fn condition(argument: &LinuxSeccompArg) -> Result<Condition> {
         other => return Err(invalid(other, "unknown comparison")),
     };
     match u32::try_from(argument.index) {
-        Ok(index @ 0..=5) => Ok(Condition { argument: index, compare, value: argument.value, second: argument.value_two }),
+        Ok(index @ 0..=5) => {
+            Ok(Condition { argument: index, compare, value: argument.value, second: argument.value_two })
+        }
         _ => Err(invalid(&argument.index.to_string(), "argument index beyond 5:")),
     }
 }
@@ -92,7 +101,10 @@ fn condition(argument: &LinuxSeccompArg) -> Result<Condition> {
 /// of every condition: any of them is enough.
 fn alternatives(arguments: &[LinuxSeccompArg]) -> Result<Vec<Vec<Condition>>> {
     let conditions = arguments.iter().map(condition).collect::<Result<Vec<_>>>()?;
-    let repeated = conditions.iter().enumerate().any(|(at, one)| conditions[..at].iter().any(|other| other.argument == one.argument));
+    let repeated = conditions
+        .iter()
+        .enumerate()
+        .any(|(at, one)| conditions[..at].iter().any(|other| other.argument == one.argument));
     Ok(if repeated { conditions.into_iter().map(|one| vec![one]).collect() } else { vec![conditions] })
 }
 
@@ -173,14 +185,19 @@ fn section(table: Table, arch: Arch, default: u32) -> Block {
         }
     };
     for (number, calls) in table.calls {
-        add(number, match calls.unconditional {
-            Some(action) => Leaf::Action(action),
-            None => {
-                let wide = arch != Arch::X86;
-                let rules = calls.conditional.iter().rev();
-                Leaf::Rules(rules.fold(ret(default), |next, (conditions, action)| rule(conditions, wide, *action, next)))
-            }
-        });
+        add(
+            number,
+            match calls.unconditional {
+                Some(action) => Leaf::Action(action),
+                None => {
+                    let wide = arch != Arch::X86;
+                    let rules = calls.conditional.iter().rev();
+                    Leaf::Rules(
+                        rules.fold(ret(default), |next, (conditions, action)| rule(conditions, wide, *action, next)),
+                    )
+                }
+            },
+        );
         add(number + 1, Leaf::Action(default));
     }
     if let Some(last) = table.last {
@@ -210,7 +227,12 @@ impl Program {
         let mut code = vec![load(ARCH_OFFSET)];
         code.extend(branch(EQ, AUDIT_ARCH_X86_64, native, others));
         if code.len() > PROGRAM_LIMIT {
-            return Err(ContainerError::new(Step::Seccomp, libc::E2BIG, "", format!("profile of {} instructions", code.len())));
+            return Err(ContainerError::new(
+                Step::Seccomp,
+                libc::E2BIG,
+                "",
+                format!("profile of {} instructions", code.len()),
+            ));
         }
         Ok(Self { code, flags: filter_flags(&profile.flags)? })
     }

@@ -17,7 +17,8 @@ const COMMON_START: u32 = 424;
 const X32_START: u32 = 512;
 
 /// From 424 on the numbers are the same everywhere.
-const COMMON: &str = "pidfd_send_signal io_uring_setup io_uring_enter io_uring_register open_tree move_mount fsopen fsconfig fsmount \
+const COMMON: &str =
+    "pidfd_send_signal io_uring_setup io_uring_enter io_uring_register open_tree move_mount fsopen fsconfig fsmount \
 fspick pidfd_open clone3 close_range openat2 pidfd_getfd faccessat2 process_madvise epoll_pwait2 mount_setattr \
 quotactl_fd landlock_create_ruleset landlock_add_rule landlock_restrict_self memfd_secret process_mrelease \
 futex_waitv set_mempolicy_home_node cachestat fchmodat2 map_shadow_stack futex_wake futex_wait futex_requeue \
@@ -143,14 +144,27 @@ mod tests {
         ] {
             assert_eq!(number(Arch::X86_64, name).map(i64::from), Some(expected), "{name}");
         }
-        let i386 = [("read", 3), ("socketcall", 102), ("statx", 383), ("rseq", 386), ("clock_gettime64", 403), ("clone3", 435)];
+        let i386 = [
+            ("read", 3),
+            ("socketcall", 102),
+            ("statx", 383),
+            ("rseq", 386),
+            ("clock_gettime64", 403),
+            ("clone3", 435),
+        ];
         for (name, expected) in i386 {
             assert_eq!(number(Arch::X86, name), Some(expected), "{name}");
         }
         assert_eq!(number(Arch::X32, "read"), Some(X32_BIT));
         assert_eq!(number(Arch::X32, "execve"), Some(X32_BIT | 520));
         assert_eq!(number(Arch::X32, "pwritev2"), Some(X32_BIT | 547));
-        for (arch, name) in [(Arch::X86_64, "socketcall"), (Arch::X86, "arch_prctl2"), (Arch::X32, "uselib"), (Arch::X86_64, "-"), (Arch::X86_64, "")] {
+        for (arch, name) in [
+            (Arch::X86_64, "socketcall"),
+            (Arch::X86, "arch_prctl2"),
+            (Arch::X32, "uselib"),
+            (Arch::X86_64, "-"),
+            (Arch::X86_64, ""),
+        ] {
             assert_eq!(number(arch, name), None, "{name}");
         }
     }

@@ -103,14 +103,46 @@ fn evaluate(profile: &LinuxSeccomp, call: &Call) -> u32 {
 }
 
 const NAMES: &[&str] = &[
-    "read", "write", "open", "close", "clone", "clone3", "personality", "socket", "socketcall", "execve", "ioctl", "mount", "ptrace", "openat2", "statx",
-    "fchmodat2", "mseal", "clock_gettime64", "uselib", "not_a_call", "futex_waitv", "waitid", "preadv2", "rseq", "keyctl", "bpf",
+    "read",
+    "write",
+    "open",
+    "close",
+    "clone",
+    "clone3",
+    "personality",
+    "socket",
+    "socketcall",
+    "execve",
+    "ioctl",
+    "mount",
+    "ptrace",
+    "openat2",
+    "statx",
+    "fchmodat2",
+    "mseal",
+    "clock_gettime64",
+    "uselib",
+    "not_a_call",
+    "futex_waitv",
+    "waitid",
+    "preadv2",
+    "rseq",
+    "keyctl",
+    "bpf",
 ];
-const ACTIONS: &[&str] =
-    &["SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_TRAP", "SCMP_ACT_TRACE", "SCMP_ACT_LOG"];
+const ACTIONS: &[&str] = &[
+    "SCMP_ACT_ALLOW",
+    "SCMP_ACT_ERRNO",
+    "SCMP_ACT_KILL",
+    "SCMP_ACT_KILL_PROCESS",
+    "SCMP_ACT_TRAP",
+    "SCMP_ACT_TRACE",
+    "SCMP_ACT_LOG",
+];
 const OPS: &[&str] =
     &["SCMP_CMP_NE", "SCMP_CMP_LT", "SCMP_CMP_LE", "SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_MASKED_EQ"];
-const VALUES: &[u64] = &[0, 1, 2, 38, 40, 0x7e02_0000, 0xffff_ffff, 0x1_0000_0000, 0x1_0000_0001, u64::MAX - 1, u64::MAX, 1 << 63];
+const VALUES: &[u64] =
+    &[0, 1, 2, 38, 40, 0x7e02_0000, 0xffff_ffff, 0x1_0000_0000, 0x1_0000_0001, u64::MAX - 1, u64::MAX, 1 << 63];
 
 fn random_profile(random: &mut Random) -> LinuxSeccomp {
     let mut profile = LinuxSeccomp { default_action: (*random.pick(ACTIONS)).into(), ..Default::default() };
@@ -166,7 +198,11 @@ fn programs_do_what_profiles_say() {
         for _ in 0..80 {
             let call = random_call(&mut random);
             let (actual, expected) = (run(&program.code, &call), evaluate(&profile, &call));
-            assert_eq!(actual, expected, "round {round}: arch {:#x} number {:#x} args {:x?}\n{profile:#?}", call.arch, call.number, call.args);
+            assert_eq!(
+                actual, expected,
+                "round {round}: arch {:#x} number {:#x} args {:x?}\n{profile:#?}",
+                call.arch, call.number, call.args
+            );
         }
     }
 }
@@ -180,8 +216,14 @@ fn large_profiles_compile_and_run() {
     profile.architectures = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"].map(str::to_owned).to_vec();
     profile.syscalls.clear();
     for (at, name) in NAMES.iter().cycle().take(NAMES.len() * 4).enumerate() {
-        let arg = LinuxSeccompArg { index: at as u64 % 6, value: at as u64, value_two: 0, op: OPS[at % OPS.len()].into() };
-        profile.syscalls.push(LinuxSyscall { names: vec![(*name).into()], action: "SCMP_ACT_ALLOW".into(), args: vec![arg], errno_ret: None });
+        let arg =
+            LinuxSeccompArg { index: at as u64 % 6, value: at as u64, value_two: 0, op: OPS[at % OPS.len()].into() };
+        profile.syscalls.push(LinuxSyscall {
+            names: vec![(*name).into()],
+            action: "SCMP_ACT_ALLOW".into(),
+            args: vec![arg],
+            errno_ret: None,
+        });
     }
     let program = Program::compile(&profile).unwrap();
     assert!(program.code.len() > 600, "{}", program.code.len());
@@ -213,6 +255,9 @@ fn words_that_are_not_understood_are_refused() {
         ("SCMP_ACT_ALLOW", flag, "SCMP_CMP_ABOUT", 0),
         ("SCMP_ACT_ALLOW", flag, op, 6),
     ] {
-        assert_eq!(Program::compile(&profile(default, flag, op, index)).err().map(|error| error.step), Some(Step::Seccomp));
+        assert_eq!(
+            Program::compile(&profile(default, flag, op, index)).err().map(|error| error.step),
+            Some(Step::Seccomp)
+        );
     }
 }

@@ -49,7 +49,9 @@ pub(crate) fn open_at2(root: BorrowedFd<'_>, path: &str, flags: i32, resolve: u6
     how.flags = (flags | libc::O_CLOEXEC) as u64;
     how.resolve = resolve;
     // SAFETY: path and how outlive the call; the size is that of how.
-    check_fd(unsafe { libc::syscall(libc::SYS_openat2, root.as_raw_fd(), path.as_ptr(), &raw const how, size_of::<libc::open_how>()) })
+    check_fd(unsafe {
+        libc::syscall(libc::SYS_openat2, root.as_raw_fd(), path.as_ptr(), &raw const how, size_of::<libc::open_how>())
+    })
 }
 
 /// O_PATH descriptor of what `path` is below `root`; `..` and symbolic links stay inside, magic links are refused.
@@ -60,7 +62,9 @@ pub(crate) fn open_in_root(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, 
 pub(crate) fn open_at(directory: BorrowedFd<'_>, path: &str, flags: i32, mode: u32) -> Result<OwnedFd, i32> {
     let path = c_string(path)?;
     // SAFETY: path outlives the call.
-    check_fd(libc::c_long::from(unsafe { libc::openat(directory.as_raw_fd(), path.as_ptr(), flags | libc::O_CLOEXEC, mode) }))
+    check_fd(libc::c_long::from(unsafe {
+        libc::openat(directory.as_raw_fd(), path.as_ptr(), flags | libc::O_CLOEXEC, mode)
+    }))
 }
 
 pub(crate) fn cwd() -> BorrowedFd<'static> {
@@ -87,7 +91,8 @@ pub(crate) fn mknod_at(directory: BorrowedFd<'_>, name: &str, mode: u32, device:
 pub(crate) fn symlink_at(target: &[u8], directory: BorrowedFd<'_>, name: &str) -> Result<(), i32> {
     let (target, name) = (c_string(target)?, c_string(name)?);
     // SAFETY: both strings outlive the call.
-    check(libc::c_long::from(unsafe { libc::symlinkat(target.as_ptr(), directory.as_raw_fd(), name.as_ptr()) })).map(drop)
+    check(libc::c_long::from(unsafe { libc::symlinkat(target.as_ptr(), directory.as_raw_fd(), name.as_ptr()) }))
+        .map(drop)
 }
 
 pub(crate) fn unlink_at(directory: BorrowedFd<'_>, name: &str) -> Result<(), i32> {
@@ -101,7 +106,9 @@ pub(crate) fn read_link_at(directory: BorrowedFd<'_>, name: &str) -> Result<Vec<
     let name = c_string(name)?;
     let mut buffer = vec![0_u8; libc::PATH_MAX as usize];
     // SAFETY: the buffer is as long as said; name outlives the call.
-    let length = check(unsafe { libc::readlinkat(directory.as_raw_fd(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) } as libc::c_long)?;
+    let length = check(unsafe {
+        libc::readlinkat(directory.as_raw_fd(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len())
+    } as libc::c_long)?;
     buffer.truncate(length as usize);
     Ok(buffer)
 }
@@ -130,7 +137,12 @@ pub(crate) fn stat_fd(fd: BorrowedFd<'_>) -> Result<libc::stat, i32> {
     let mut stat = MaybeUninit::uninit();
     // SAFETY: the kernel fills the structure when it returns 0.
     unsafe {
-        check(libc::c_long::from(libc::fstatat(fd.as_raw_fd(), c"".as_ptr(), stat.as_mut_ptr(), libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW)))?;
+        check(libc::c_long::from(libc::fstatat(
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            stat.as_mut_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW,
+        )))?;
         Ok(stat.assume_init())
     }
 }

@@ -46,7 +46,14 @@ pub(crate) fn clone_tree(source: BorrowedFd<'_>, recursive: bool) -> Result<Owne
 pub(crate) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), i32> {
     // SAFETY: both empty paths are constants.
     check(unsafe {
-        libc::syscall(libc::SYS_move_mount, mount.as_raw_fd(), c"".as_ptr(), target.as_raw_fd(), c"".as_ptr(), MOVE_MOUNT_BOTH_EMPTY)
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            target.as_raw_fd(),
+            c"".as_ptr(),
+            MOVE_MOUNT_BOTH_EMPTY,
+        )
     })
     .map(drop)
 }
@@ -55,7 +62,14 @@ fn set_attr(mount: BorrowedFd<'_>, attr: &MountAttr, recursive: bool) -> Result<
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: attr outlives the call; the size is that of attr.
     check(unsafe {
-        libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), c"".as_ptr(), flags, std::ptr::from_ref(attr), size_of::<MountAttr>())
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            std::ptr::from_ref(attr),
+            size_of::<MountAttr>(),
+        )
     })
     .map(drop)
 }
@@ -92,7 +106,10 @@ impl FsContext {
         let value = value.map(c_string).transpose()?;
         let pointer = |text: &Option<std::ffi::CString>| text.as_ref().map_or(std::ptr::null(), |text| text.as_ptr());
         // SAFETY: key and value outlive the call; null is what commands without them want.
-        check(unsafe { libc::syscall(libc::SYS_fsconfig, self.0.as_raw_fd(), command, pointer(&key), pointer(&value), 0) }).map(drop)
+        check(unsafe {
+            libc::syscall(libc::SYS_fsconfig, self.0.as_raw_fd(), command, pointer(&key), pointer(&value), 0)
+        })
+        .map(drop)
     }
 
     /// `key=value`, or a flag without `=`.
@@ -131,7 +148,10 @@ impl FsContext {
 /// Mount propagation of everything from the root directory on, through mount(2): the root need not be given by descriptor.
 pub(crate) fn set_root_propagation(flags: libc::c_ulong) -> Result<(), i32> {
     // SAFETY: the paths are constants; source, type and data are not read for a change of propagation.
-    check(libc::c_long::from(unsafe { libc::mount(c"none".as_ptr(), c"/".as_ptr(), std::ptr::null(), flags, std::ptr::null()) })).map(drop)
+    check(libc::c_long::from(unsafe {
+        libc::mount(c"none".as_ptr(), c"/".as_ptr(), std::ptr::null(), flags, std::ptr::null())
+    }))
+    .map(drop)
 }
 
 /// pivot_root(".", ".") and away with the old root, which is mounted on top of the new one for a moment (pivot_root(2)).
@@ -141,7 +161,13 @@ pub(crate) fn pivot_here() -> Result<(), i32> {
         check(libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()))?;
         // Now "." is the old root: what is unmounted there must not be unmounted for the guest as well.
         let private = libc::MS_SLAVE | libc::MS_REC;
-        check(libc::c_long::from(libc::mount(c"none".as_ptr(), c".".as_ptr(), std::ptr::null(), private, std::ptr::null())))?;
+        check(libc::c_long::from(libc::mount(
+            c"none".as_ptr(),
+            c".".as_ptr(),
+            std::ptr::null(),
+            private,
+            std::ptr::null(),
+        )))?;
         check(libc::c_long::from(libc::umount2(c".".as_ptr(), libc::MNT_DETACH)))?;
         check(libc::c_long::from(libc::chdir(c"/".as_ptr()))).map(drop)
     }

@@ -67,7 +67,8 @@ pub(crate) fn unshare(kinds: u64) -> Result<(), i32> {
 
 pub(crate) fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), i32> {
     // SAFETY: a null siginfo asks for the one of kill(2).
-    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<u8>(), 0) }).map(drop)
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<u8>(), 0) })
+        .map(drop)
 }
 
 /// Every signal back to its default and unblocked. CLONE_CLEAR_SIGHAND leaves those that are ignored (SIGPIPE in Rust).

@@ -16,6 +16,7 @@ pub const TESTS: &[Test] = &[
     ("exec into a container that manages groups", exec_nested),
     ("the device filter", device_filter),
     ("device rules are replaced", device_update),
+    ("a device rule that is not understood", late_refusal),
     ("memory limit and OOM", memory),
     ("pids limit", pids_limit),
     ("cpu limit and weight", cpu),
@@ -24,18 +25,23 @@ pub const TESTS: &[Test] = &[
 ];
 
 fn skip_without(controller: &str) -> Option<Outcome> {
-    (!has_controller(controller)).then(|| Outcome::Skipped(format!("no {controller} controller in the cgroup v2 hierarchy here")))
+    (!has_controller(controller))
+        .then(|| Outcome::Skipped(format!("no {controller} controller in the cgroup v2 hierarchy here")))
 }
 
 fn pause() -> Outcome {
-    let mut running = Running::start(&image(), shell("i=0; while :; do i=$((i+1)); echo $i > /tmp/count; sleep 0.01; done"));
+    let mut running =
+        Running::start(&image(), shell("i=0; while :; do i=$((i+1)); echo $i > /tmp/count; sleep 0.01; done"));
     let root = image().join("tmp/count");
     running.container.pause(WAIT).unwrap();
     let before = fs::read_to_string(&root).unwrap_or_default();
     std::thread::sleep(Duration::from_millis(100));
     assert_eq!(fs::read_to_string(&root).unwrap_or_default(), before);
     let (stdio, _output) = streams();
-    assert_eq!(running.container.exec(&process(&["true"]), None, stdio).err().map(|error| error.errno), Some(libc::EAGAIN));
+    assert_eq!(
+        running.container.exec(&process(&["true"]), None, stdio).err().map(|error| error.errno),
+        Some(libc::EAGAIN)
+    );
     running.container.resume(WAIT).unwrap();
     assert_eq!(running.exec("echo alive").out, "alive\n");
     running.container.pause(WAIT).unwrap();
@@ -113,7 +119,8 @@ fn exec_nested() -> Outcome {
     let running = Running::start(&image(), writable_cgroups(script));
     assert_eq!(read_some(running.output.as_ref().unwrap()), "ready\n");
     let ended = running.exec("grep 0:: /proc/self/cgroup");
-    let delegated = !fs::read_to_string(running.container.cgroup().join("cgroup.subtree_control")).unwrap().trim().is_empty();
+    let delegated =
+        !fs::read_to_string(running.container.cgroup().join("cgroup.subtree_control")).unwrap().trim().is_empty();
     running.kill();
     if !delegated {
         return Outcome::Skipped("no controller to hand on here".into());
@@ -125,7 +132,9 @@ fn exec_nested() -> Outcome {
 /// A device that a container has not by itself and that opening does no harm to: path, major, minor.
 fn foreign_device() -> Option<(&'static str, i64, i64)> {
     let openable = |path: &&str| fs::File::open(path).is_ok();
-    let path = ["/dev/loop-control", "/dev/fuse", "/dev/net/tun", "/dev/rtc0", "/dev/hwrng", "/dev/vsock", "/dev/kvm"].into_iter().find(openable)?;
+    let path = ["/dev/loop-control", "/dev/fuse", "/dev/net/tun", "/dev/rtc0", "/dev/hwrng", "/dev/vsock", "/dev/kvm"]
+        .into_iter()
+        .find(openable)?;
     let device = fs::metadata(path).ok()?.rdev();
     Some((path, i64::from(libc::major(device)), i64::from(libc::minor(device))))
 }
@@ -147,11 +156,14 @@ fn device_spec(script: &str, rules: &[grpc::LinuxDeviceCgroup]) -> grpc::Spec {
 
 /// What a run says when the kernel has no device filters.
 fn no_filter(error: &kata_container::ContainerError) -> Option<Outcome> {
-    (error.step == Step::Device && error.errno == libc::EINVAL).then(|| Outcome::Skipped(format!("no eBPF device filters here: {error}")))
+    (error.step == Step::Device && error.errno == libc::EINVAL)
+        .then(|| Outcome::Skipped(format!("no eBPF device filters here: {error}")))
 }
 
 fn device_filter() -> Outcome {
-    let Some((path, major, minor)) = foreign_device() else { return Outcome::Skipped("no device to try it with".into()) };
+    let Some((path, major, minor)) = foreign_device() else {
+        return Outcome::Skipped("no device to try it with".into());
+    };
     let script = device_script(major, minor);
     let denied = match try_run(device_spec(&script, &[])) {
         Err(error) => return no_filter(&error).unwrap_or_else(|| panic!("{error}")),
@@ -214,7 +226,10 @@ fn pids_limit() -> Outcome {
         return skipped;
     }
     let resources = grpc::LinuxResources { pids: Some(grpc::LinuxPids { limit: 5 }), ..Default::default() };
-    let running = Running::start(&image(), limited(resources, "cat /sys/fs/cgroup/pids.max; for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done; wait"));
+    let running = Running::start(
+        &image(),
+        limited(resources, "cat /sys/fs/cgroup/pids.max; for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done; wait"),
+    );
     assert_eq!(read_some(running.output.as_ref().unwrap()), "5\n");
     let ended = running.kill();
     assert!(ended.err.contains("fork") || ended.status == 137, "{ended:?}");
@@ -227,7 +242,10 @@ fn cpu() -> Outcome {
     }
     let cpu = grpc::LinuxCpu { shares: 2048, quota: 20_000, period: 100_000, ..Default::default() };
     let resources = grpc::LinuxResources { cpu: Some(cpu), ..Default::default() };
-    assert_eq!(run(limited(resources, "cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu.weight")).out, "20000 100000\n79\n");
+    assert_eq!(
+        run(limited(resources, "cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu.weight")).out,
+        "20000 100000\n79\n"
+    );
     Outcome::Done
 }
 
@@ -236,7 +254,10 @@ fn update() -> Outcome {
         return skipped;
     }
     let mut running = Running::idle();
-    running.container.update(&grpc::LinuxResources { pids: Some(grpc::LinuxPids { limit: 33 }), ..Default::default() }).unwrap();
+    running
+        .container
+        .update(&grpc::LinuxResources { pids: Some(grpc::LinuxPids { limit: 33 }), ..Default::default() })
+        .unwrap();
     assert_eq!(running.exec("cat /sys/fs/cgroup/pids.max").out, "33\n");
     running.kill();
     Outcome::Done
@@ -252,5 +273,15 @@ fn stats() -> Outcome {
     running.output.take().unwrap().end(running.container.init.pid);
     running.container.destroy(WAIT).unwrap();
     assert!(running.container.stats().is_err());
+    Outcome::Done
+}
+
+/// A refusal that comes when the process is already waiting leaves neither it nor its group behind.
+fn late_refusal() -> Outcome {
+    let mut spec = spec(&["true"]);
+    let rules = vec![device_rule(true, "c", 1, 1, "rq")];
+    linux(&mut spec).resources = Some(grpc::LinuxResources { devices: rules, ..Default::default() });
+    let error = refusal(spec);
+    assert_eq!((error.step, error.errno), (Step::Device, libc::EINVAL), "{error}");
     Outcome::Done
 }

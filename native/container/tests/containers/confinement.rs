@@ -23,7 +23,10 @@ const STATUS: &str = "grep -E '^Cap' /proc/self/status | cut -f2";
 
 fn capabilities() -> Outcome {
     // inheritable, permitted, effective, bounding, ambient
-    assert_eq!(run(shell(STATUS)).out, "0000000000000000\n00000000a80425fb\n00000000a80425fb\n00000000a80425fb\n0000000000000000\n");
+    assert_eq!(
+        run(shell(STATUS)).out,
+        "0000000000000000\n00000000a80425fb\n00000000a80425fb\n00000000a80425fb\n0000000000000000\n"
+    );
     let mut none = shell(STATUS);
     none.process.as_mut().unwrap().capabilities = None;
     assert_eq!(run(none).out, "0000000000000000\n".repeat(5));
@@ -72,7 +75,14 @@ fn profile(default: &str, rules: &[(&[&str], &str, Option<u32>)]) -> grpc::Linux
 }
 
 fn deny_mkdir() -> grpc::LinuxSeccomp {
-    profile("SCMP_ACT_ALLOW", &[(&["mkdir", "mkdirat"], "SCMP_ACT_ERRNO", None), (&["sethostname"], "SCMP_ACT_ERRNO", Some(71)), (&["sync"], "SCMP_ACT_KILL_PROCESS", None)])
+    profile(
+        "SCMP_ACT_ALLOW",
+        &[
+            (&["mkdir", "mkdirat"], "SCMP_ACT_ERRNO", None),
+            (&["sethostname"], "SCMP_ACT_ERRNO", Some(71)),
+            (&["sync"], "SCMP_ACT_KILL_PROCESS", None),
+        ],
+    )
 }
 
 fn seccomp() -> Outcome {
@@ -133,7 +143,12 @@ fn kernel_parameters() -> Outcome {
     linux(&mut spec).sysctl = values.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     assert_eq!(run(spec.clone()).out, "1234\n250\t64000\t32\t256\n99\n");
     assert_eq!(fs::read_to_string("/proc/sys/kernel/shmmni").unwrap(), before, "the guest's own value");
-    for (name, errno) in [("kernel.core_pattern", libc::EPERM), ("vm.swappiness", libc::EPERM), ("net.no_such_thing", libc::ENOENT), ("kernel/sem/../modprobe", libc::EINVAL)] {
+    for (name, errno) in [
+        ("kernel.core_pattern", libc::EPERM),
+        ("vm.swappiness", libc::EPERM),
+        ("net.no_such_thing", libc::ENOENT),
+        ("kernel/sem/../modprobe", libc::EINVAL),
+    ] {
         linux(&mut spec).sysctl = [(name.to_owned(), "1".to_owned())].into();
         let error = refusal(spec.clone());
         assert_eq!((error.step, error.errno, error.path.as_str()), (Step::Sysctl, errno, name), "{error}");
@@ -170,7 +185,10 @@ fn joined_namespaces() -> Outcome {
     ];
     let link = |name: &str| fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap().display().to_string();
     assert_eq!(run(spec.clone()).out, format!("box\n{}\n{}\n", link("ipc"), link("uts")));
-    let second = Running::start(&image(), { spec.process.as_mut().unwrap().args = strings(&["sleep", "1000"]); spec.clone() });
+    let second = Running::start(&image(), {
+        spec.process.as_mut().unwrap().args = strings(&["sleep", "1000"]);
+        spec.clone()
+    });
     assert_eq!(second.exec("hostname; readlink /proc/self/ns/ipc").out, format!("box\n{}\n", link("ipc")));
     second.kill();
     linux(&mut spec).namespaces[2].path = "/etc/passwd".into();
@@ -188,7 +206,10 @@ fn shared_pid_namespace() -> Outcome {
     let ended = run(spec);
     assert_eq!(ended.out, "sleep 1000\nguest\n");
     let child = std::process::Command::new("/bin/sh").args(["-c", "readlink /proc/self/ns/pid"]).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&child.stdout).trim(), fs::read_link("/proc/self/ns/pid").unwrap().to_str().unwrap());
+    assert_eq!(
+        String::from_utf8_lossy(&child.stdout).trim(),
+        fs::read_link("/proc/self/ns/pid").unwrap().to_str().unwrap()
+    );
     running.kill();
     Outcome::Done
 }
@@ -201,11 +222,18 @@ fn user_namespace() -> Outcome {
     linux(&mut spec).gid_mappings = mapping(100_000);
     linux(&mut spec).namespaces.push(namespace("user", ""));
     linux(&mut spec).namespaces.push(namespace("network", ""));
-    let status = std::process::Command::new("chown").args(["-R", "100000:100000"]).arg(root.join("tmp")).arg(root.join("dev")).status().unwrap();
+    let status = std::process::Command::new("chown")
+        .args(["-R", "100000:100000"])
+        .arg(root.join("tmp"))
+        .arg(root.join("dev"))
+        .status()
+        .unwrap();
     assert!(status.success());
     std::os::unix::fs::chown(&root, Some(100_000), Some(100_000)).unwrap();
     let ended = match try_run_at(&root, spec.clone()) {
-        Err(error) if error.step == Step::Namespace && error.errno == libc::ENOSPC => return Outcome::Skipped("user namespaces are off (user.max_user_namespaces)".into()),
+        Err(error) if error.step == Step::Namespace && error.errno == libc::ENOSPC => {
+            return Outcome::Skipped("user namespaces are off (user.max_user_namespaces)".into())
+        }
         outcome => outcome.unwrap(),
     };
     assert_eq!(ended.out, "0\n         0     100000      65536\n0\nnull\n", "{}", ended.err);

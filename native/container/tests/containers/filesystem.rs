@@ -46,7 +46,9 @@ fn own_devices() -> Outcome {
     ];
     let expected = "/dev/mine character special file a:c8 600 3:4\n/dev/deep/er/disk block special file fe:10 640 0:6\n/dev/pipe fifo 0:0 620 0:0\n/dev/null character special file 1:3 640 0:0\n";
     assert_eq!(run(spec.clone()).out, expected);
-    for bad in [device("/dev/x", "q", 1, 1, 0, 0, 0), device("/dev/x", "c", -1, 1, 0, 0, 0), device("/", "c", 1, 1, 0, 0, 0)] {
+    for bad in
+        [device("/dev/x", "q", 1, 1, 0, 0, 0), device("/dev/x", "c", -1, 1, 0, 0, 0), device("/", "c", 1, 1, 0, 0, 0)]
+    {
         linux(&mut spec).devices = vec![bad];
         assert_eq!(refusal(spec.clone()).step, Step::Device);
     }
@@ -155,7 +157,13 @@ fn targets_inside() -> Outcome {
     spec.mounts.push(mount("/etc/group", "bind", "/bin/busybox", "bind,ro"));
     linux(&mut spec).masked_paths.extend(strings(&["/absolute", "/relative/b"]));
     linux(&mut spec).readonly_paths.push("/etc/group".into());
-    linux(&mut spec).devices.push(grpc::LinuxDevice { path: "/absolute/dev".into(), r#type: "c".into(), major: 1, minor: 3, ..Default::default() });
+    linux(&mut spec).devices.push(grpc::LinuxDevice {
+        path: "/absolute/dev".into(),
+        r#type: "c".into(),
+        major: 1,
+        minor: 3,
+        ..Default::default()
+    });
     spec.process.as_mut().unwrap().cwd = "/absolute/cwd".into();
     let outcome = try_run_at(&root, spec);
     // Whether it runs or is refused: nothing outside the root has changed.
@@ -225,7 +233,8 @@ fn hostile_dev() -> Outcome {
 fn guest_is_gone() -> Outcome {
     let listing = run(shell("cut -d' ' -f5 /proc/self/mountinfo")).out;
     let expected = ["/", "/dev", "/dev/mqueue", "/dev/pts", "/dev/shm", "/proc", "/sys", "/sys/fs/cgroup"];
-    let mut mounts: Vec<&str> = listing.lines().filter(|line| !line.starts_with("/proc/") && !line.starts_with("/sys/firmware")).collect();
+    let mut mounts: Vec<&str> =
+        listing.lines().filter(|line| !line.starts_with("/proc/") && !line.starts_with("/sys/firmware")).collect();
     mounts.sort_unstable();
     assert_eq!(mounts, expected);
     assert_eq!(run(shell("ls / | sort | head -3")).out, "bin\ndata\ndev\n");
@@ -234,11 +243,21 @@ fn guest_is_gone() -> Outcome {
 
 fn propagation() -> Outcome {
     let with = |kind: &str| {
-        let mut spec = shell("grep -E '^[0-9]+ [0-9]+ [0-9:]+ [^ ]+ / ' /proc/self/mountinfo | grep -o -E 'shared|master|unbindable'");
+        let mut spec = shell(
+            "grep -E '^[0-9]+ [0-9]+ [0-9:]+ [^ ]+ / ' /proc/self/mountinfo | grep -o -E 'shared|master|unbindable'",
+        );
         linux(&mut spec).rootfs_propagation = kind.into();
         spec
     };
-    for (kind, expected) in [("", ""), ("private", ""), ("rprivate", ""), ("slave", ""), ("shared", "shared\n"), ("rshared", "shared\n"), ("unbindable", "unbindable\n")] {
+    for (kind, expected) in [
+        ("", ""),
+        ("private", ""),
+        ("rprivate", ""),
+        ("slave", ""),
+        ("shared", "shared\n"),
+        ("rshared", "shared\n"),
+        ("unbindable", "unbindable\n"),
+    ] {
         assert_eq!(run(with(kind)).out, expected, "{kind}");
     }
     let error = refusal(with("sideways"));
@@ -248,7 +267,9 @@ fn propagation() -> Outcome {
     fs::create_dir_all(source.join("later")).unwrap();
     guest_mount(&["--bind", source.to_str().unwrap(), source.to_str().unwrap()]);
     guest_mount(&["--make-shared", source.to_str().unwrap()]);
-    let mut spec = shell("mount -t tmpfs own /mnt/own; echo ready; while ! test -e /mnt/later/file; do sleep 0.05; done; echo arrived");
+    let mut spec = shell(
+        "mount -t tmpfs own /mnt/own; echo ready; while ! test -e /mnt/later/file; do sleep 0.05; done; echo arrived",
+    );
     spec.mounts.push(mount("/mnt", "bind", source.to_str().unwrap(), "rbind,rslave"));
     let capabilities = spec.process.as_mut().unwrap().capabilities.as_mut().unwrap();
     for set in [&mut capabilities.bounding, &mut capabilities.effective, &mut capabilities.permitted] {

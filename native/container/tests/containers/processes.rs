@@ -80,7 +80,8 @@ fn environment() -> Outcome {
 
 fn users() -> Outcome {
     let mut numbers = shell("id -u; id -g; id -G; umask");
-    numbers.process.as_mut().unwrap().user = Some(grpc::User { uid: 1234, gid: 2345, additional_gids: vec![7, 8], ..Default::default() });
+    numbers.process.as_mut().unwrap().user =
+        Some(grpc::User { uid: 1234, gid: 2345, additional_gids: vec![7, 8], ..Default::default() });
     assert_eq!(run(numbers).out, "1234\n2345\n2345 7 8\n0022\n");
     let named = |user: &str| {
         let (stdio, output) = streams();
@@ -142,7 +143,9 @@ fn read_terminal(master: OwnedFd) -> String {
         match master.read(&mut buffer) {
             Ok(0) => break,
             Ok(length) => text.extend_from_slice(&buffer[..length]),
-            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => std::thread::sleep(std::time::Duration::from_millis(5)),
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
+                std::thread::sleep(std::time::Duration::from_millis(5))
+            }
             Err(_) => break,
         }
     }
@@ -175,7 +178,10 @@ fn terminal() -> Outcome {
 
 fn exec_terminal() -> Outcome {
     let running = Running::idle();
-    let mut process = settle(running.container.exec(&with_terminal("tty; stty size; echo hi > /dev/tty"), None, Stdio::Terminal).unwrap()).unwrap();
+    let mut process = settle(
+        running.container.exec(&with_terminal("tty; stty size; echo hi > /dev/tty"), None, Stdio::Terminal).unwrap(),
+    )
+    .unwrap();
     let text = read_terminal(process.master.take().unwrap());
     assert_eq!(wait_for(process.pid), 0);
     assert_eq!(text, "/dev/pts/0\r\n33 101\r\nhi\r\n");
@@ -234,7 +240,8 @@ fn signals() -> Outcome {
     for line in ended.out.lines() {
         assert!(line.ends_with("\t0000000000000000"), "{}", ended.out);
     }
-    let running = Running::start(&image(), shell("trap 'echo got; exit 7' TERM; echo ready; while :; do sleep 0.1; done"));
+    let running =
+        Running::start(&image(), shell("trap 'echo got; exit 7' TERM; echo ready; while :; do sleep 0.1; done"));
     assert_eq!(read_some(running.output.as_ref().unwrap()), "ready\n");
     running.container.init.signal(libc::SIGTERM).unwrap();
     let ended = running.end();

@@ -35,7 +35,10 @@ pub fn cgroup_parent() -> PathBuf {
 
 /// Whether a controller can limit containers here.
 pub fn has_controller(name: &str) -> bool {
-    fs::read_to_string(cgroup_parent().join("cgroup.controllers")).unwrap_or_default().split_whitespace().any(|one| one == name)
+    fs::read_to_string(cgroup_parent().join("cgroup.controllers"))
+        .unwrap_or_default()
+        .split_whitespace()
+        .any(|one| one == name)
 }
 
 /// A mount namespace of our own with a tmpfs at `base()`: whatever a test mounts ends with this process.
@@ -48,20 +51,29 @@ pub fn prepare() -> std::result::Result<(), String> {
         if libc::unshare(libc::CLONE_NEWNS) < 0 {
             return Err(format!("unshare: {}", io::Error::last_os_error()));
         }
-        libc::mount(c"none".as_ptr(), c"/".as_ptr(), std::ptr::null(), libc::MS_REC | libc::MS_PRIVATE, std::ptr::null());
+        libc::mount(
+            c"none".as_ptr(),
+            c"/".as_ptr(),
+            std::ptr::null(),
+            libc::MS_REC | libc::MS_PRIVATE,
+            std::ptr::null(),
+        );
         // Orphans of containers come to us, as they come to PID 1 in the guest.
         libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
     }
     // As the agent does; without it an initramfs could not be left.
     kata_container::make_root_pivotable().map_err(|error| error.to_string())?;
     let hierarchy = unified().ok_or("no cgroup v2 hierarchy")?;
-    for controller in fs::read_to_string(format!("{hierarchy}/cgroup.controllers")).unwrap_or_default().split_whitespace() {
+    for controller in
+        fs::read_to_string(format!("{hierarchy}/cgroup.controllers")).unwrap_or_default().split_whitespace()
+    {
         let _ = fs::write(format!("{hierarchy}/cgroup.subtree_control"), format!("+{controller}"));
     }
     fs::create_dir_all(base()).and_then(|()| fs::create_dir(cgroup_parent())).map_err(|error| error.to_string())?;
     let target = std::ffi::CString::new(base().to_str().unwrap()).unwrap();
     // SAFETY: the strings outlive the call.
-    if unsafe { libc::mount(c"tmpfs".as_ptr(), target.as_ptr(), c"tmpfs".as_ptr(), 0, c"mode=755".as_ptr().cast()) } < 0 {
+    if unsafe { libc::mount(c"tmpfs".as_ptr(), target.as_ptr(), c"tmpfs".as_ptr(), 0, c"mode=755".as_ptr().cast()) } < 0
+    {
         return Err(format!("tmpfs: {}", io::Error::last_os_error()));
     }
     make_rootfs(&base().join("image")).map_err(|error| format!("root file system: {error}"))
@@ -87,7 +99,8 @@ fn make_rootfs(root: &Path) -> io::Result<()> {
 pub fn residue() -> Vec<String> {
     reap_all();
     let groups = fs::read_dir(cgroup_parent()).into_iter().flatten().flatten();
-    let mut left: Vec<String> = groups.filter(|entry| entry.path().is_dir()).map(|entry| format!("cgroup {:?}", entry.file_name())).collect();
+    let mut left: Vec<String> =
+        groups.filter(|entry| entry.path().is_dir()).map(|entry| format!("cgroup {:?}", entry.file_name())).collect();
     let children = fs::read_to_string(format!("/proc/self/task/{}/children", std::process::id())).unwrap_or_default();
     left.extend(children.split_whitespace().map(|pid| format!("process {pid}")));
     left
@@ -135,10 +148,27 @@ pub fn strings(words: &[&str]) -> Vec<String> {
 
 pub fn docker_capabilities() -> grpc::LinuxCapabilities {
     let names = strings(&[
-        "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP",
-        "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_FSETID",
+        "CAP_FOWNER",
+        "CAP_MKNOD",
+        "CAP_NET_RAW",
+        "CAP_SETGID",
+        "CAP_SETUID",
+        "CAP_SETFCAP",
+        "CAP_SETPCAP",
+        "CAP_NET_BIND_SERVICE",
+        "CAP_SYS_CHROOT",
+        "CAP_KILL",
+        "CAP_AUDIT_WRITE",
     ]);
-    grpc::LinuxCapabilities { bounding: names.clone(), effective: names.clone(), permitted: names, ..Default::default() }
+    grpc::LinuxCapabilities {
+        bounding: names.clone(),
+        effective: names.clone(),
+        permitted: names,
+        ..Default::default()
+    }
 }
 
 pub fn process(args: &[&str]) -> grpc::Process {
@@ -157,7 +187,8 @@ pub fn shell(script: &str) -> grpc::Spec {
 }
 
 pub fn spec(args: &[&str]) -> grpc::Spec {
-    let masked = ["/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/scsi", "/sys/firmware"];
+    let masked =
+        ["/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/scsi", "/sys/firmware"];
     let readonly = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
     grpc::Spec {
         version: "1.2.0".into(),

@@ -187,7 +187,11 @@ export class FakeGuest {
       socket.write(`OK ${hostPort}\n`);
       if (port === AGENT_PORT) this.#agent.serve(socket);
       else if (port === LOG_PORT) socket.write('{"level":"info","msg":"fake agent \\u001b[0m"}\nraw \u001b[31m line\n');
-      else this.#streams.set(hostPort, socket);
+      else
+        this.#streams.set(
+          hostPort,
+          socket.on('end', () => socket.end()),
+        );
     });
   }
 }

@@ -85,29 +85,32 @@ test('a stalled client holds up its own stream and nothing else', async () => {
   const log = { path: join(sandbox.dir, 'c.log'), max_bytes: 64n * 2n ** 20n, max_files: 1 };
   await sandbox.createProcess('slow', { log });
   await sandbox.createProcess('fast');
-  const slow = await sandbox.attach('slow');
+  const slow = await sandbox.attach('slow', { stderr: false });
   const other = await sandbox.attach('slow', { stdout: false });
   const fast = await sandbox.attach('fast');
   slow.socket.pause();
   const [slowProcess, fastProcess] = [sandbox.guest.process('slow'), sandbox.guest.process('fast')];
-  const text = randomBytes(4 * 2 ** 20).toString('hex');
+  const text = randomBytes(2 ** 20).toString('hex');
   slowProcess.print('stdout', text);
   slowProcess.print('stderr', 'still here\n');
   fastProcess.print('stdout', text);
   await until('fast output', () => fast.stdout.length === text.length);
   assert.ok((await sandbox.state()).processes.some((p) => p.container_id === 'slow' && p.stdout_bytes < text.length));
-  // The exit is journaled although the slow client has not read; it is told to the slow client after its bytes.
+  // The exit is journaled, and the log is whole, although the slow client has not read; it gets the exit after its bytes,
+  // even when the guest is gone by then.
   slowProcess.finish({ status: 7 });
   const exit = await sandbox.exitOf('slow');
   assert.equal(exit.status, 7);
   await until('client of stderr only', () => other.exit);
   assert.equal(other.stderr.toString(), 'still here\n');
+  assert.equal(logText(readLog(log.path), 'stdout'), text);
+  assert.ok(slow.exit === undefined);
+  await sandbox.call('Shutdown', rpc.ShutdownRequest, rpc.Empty, { cause: '' });
   assert.ok(slow.exit === undefined);
   slow.socket.resume();
   const told = await until('slow exit', () => slow.exit);
   assert.equal(slow.stdout.toString(), text);
   assert.equal(told.code, 7);
-  assert.equal(logText(readLog(log.path), 'stdout'), text);
 });
 
 test('stdin is credited, ends, and belongs to the process', async () => {
@@ -201,7 +204,8 @@ test('a refused creation leaves nothing, and the refusal arrives with its detail
   sandbox.guest.refusal = new TtrpcError(STATUS.NOT_FOUND, 'no such file', { details: [detail] });
   const attempt = sandbox.createProcess('c1', { stdin: true });
   await assert.rejects(attempt, (error: TtrpcError) => {
-    assert.deepEqual([error.status, error.message], [STATUS.NOT_FOUND, 'kata.keeper.v1.Keeper/CreateProcess: no such file']);
+    assert.equal(error.status, STATUS.NOT_FOUND);
+    assert.match(error.message, /no such file$/);
     assert.deepEqual(error.detail('kata.agent.v1.ExecFailure'), detail.value);
     return true;
   });

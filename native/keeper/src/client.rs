@@ -2,10 +2,12 @@
 use crate::container_log::Stream;
 use crate::frames;
 use crate::process::Exit;
+use std::cell::RefCell;
+use std::io;
 use std::rc::Rc;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::OwnedWriteHalf;
-use tokio::sync::{watch, Mutex};
+use tokio::sync::{watch, Mutex, Notify};
 
 /// What a client's session ends with.
 #[derive(Debug, Clone)]
@@ -17,15 +19,27 @@ pub enum Verdict {
     Exited(Rc<Exit>),
 }
 
+/// What a client that does not read may be owed once its process has ended: the rest of a guest's pipes and sockets.
+const SPOOL_BYTES: usize = 4 << 20;
+
 pub struct Client {
     writer: Mutex<OwnedWriteHalf>,
+    /// Bytes that wait for the client to read, after its process ended; `None` before that.
+    spool: RefCell<Option<Vec<u8>>>,
+    spooling: Notify,
     outputs: [bool; 2],
     verdict: watch::Sender<Verdict>,
 }
 
 impl Client {
     pub fn new(writer: OwnedWriteHalf, outputs: [bool; 2]) -> Rc<Self> {
-        Rc::new(Client { writer: Mutex::new(writer), outputs, verdict: watch::Sender::new(Verdict::Attached) })
+        Rc::new(Client {
+            writer: Mutex::new(writer),
+            spool: RefCell::new(None),
+            spooling: Notify::new(),
+            outputs,
+            verdict: watch::Sender::new(Verdict::Attached),
+        })
     }
 
     pub fn wants(&self, stream: Stream) -> bool {
@@ -35,7 +49,7 @@ impl Client {
     /// Sends a whole frame, waiting as long as the client does not read. `false`: the client is gone.
     pub async fn send(&self, frame: &[u8]) -> bool {
         let mut verdict = self.verdict.subscribe();
-        let write = async { self.writer.lock().await.write_all(frame).await };
+        let write = async { self.write(&mut *self.writer.lock().await, frame).await };
         let sent = tokio::select! {
             biased;
             _ = verdict.wait_for(|verdict| matches!(verdict, Verdict::Gone)) => false,
@@ -45,6 +59,36 @@ impl Client {
             self.leave();
         }
         sent
+    }
+
+    async fn write(&self, writer: &mut OwnedWriteHalf, mut frame: &[u8]) -> io::Result<()> {
+        while !frame.is_empty() {
+            let spooling = self.spooling.notified();
+            if let Some(spool) = self.spool.borrow_mut().as_mut().filter(|spool| spool.len() + frame.len() <= SPOOL_BYTES) {
+                spool.extend_from_slice(frame);
+                return Ok(());
+            }
+            // A full spool goes out before what did not fit: this writer holds the lock.
+            let owed = self.spool.take().unwrap_or_default();
+            if !owed.is_empty() {
+                writer.write_all(&owed).await?;
+            }
+            tokio::select! {
+                written = writer.write(frame) => match written? {
+                    0 => return Err(io::ErrorKind::WriteZero.into()),
+                    count => frame = &frame[count..],
+                },
+                () = spooling => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// From now on the client's bytes are kept in memory, within a bound, instead of being waited for: its process has
+    /// ended, and the guest, which still holds some of them, may go.
+    pub fn spool(&self) {
+        self.spool.borrow_mut().get_or_insert_default();
+        self.spooling.notify_waiters();
     }
 
     /// The client is gone: whoever waits for it to read stops waiting.
@@ -77,7 +121,8 @@ impl Client {
 
     /// Sends the last frame and ends the keeper's direction; `false` when the client took it not.
     pub async fn close_with(&self, frame: &[u8]) -> bool {
-        self.send(frame).await && self.writer.lock().await.shutdown().await.is_ok()
+        let owed = self.spool.take().unwrap_or_default();
+        (owed.is_empty() || self.send(&owed).await) && self.send(frame).await && self.writer.lock().await.shutdown().await.is_ok()
     }
 
     pub async fn close_with_exit(&self, exit: &Exit) -> bool {

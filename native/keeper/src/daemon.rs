@@ -21,6 +21,8 @@ pub fn run(mut arguments: Arguments) -> Result<i32, String> {
     arguments.end()?;
     let Some((program, rest)) = arguments.command.split_first() else { return Err("no command after --".to_owned()) };
     unsafe { libc::umask(0o077) };
+    // Nothing has been opened yet; everything opened from here on but the lock is closed by exec.
+    sys::close_from(3);
     let private = |options: &mut OpenOptions, path: &str| {
         options.create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path).map_err(|error| format!("{path}: {error}"))
     };
@@ -34,7 +36,6 @@ pub fn run(mut arguments: Arguments) -> Result<i32, String> {
         std::fs::write(&file, "0").map_err(|error| format!("enter cgroup {file}: {error}"))?;
     }
     let null = OpenOptions::new().read(true).open("/dev/null").map_err(|error| format!("/dev/null: {error}"))?;
-    close_all_but(lock.as_raw_fd(), &[log.as_raw_fd(), null.as_raw_fd()]);
     // The lock lives as long as its descriptor: closing any other descriptor of the file would give it up, too.
     sys::set_cloexec(lock.as_raw_fd(), false).map_err(|error| format!("{lock_path}: {error}"))?;
     std::env::set_current_dir("/").map_err(|error| format!("/: {error}"))?;
@@ -43,17 +44,4 @@ pub fn run(mut arguments: Arguments) -> Result<i32, String> {
     let errors = log.try_clone().map_err(|error| format!("{log_path}: {error}"))?;
     let problem = Command::new(program).args(rest).stdin(null).stdout(log).stderr(errors).exec();
     Err(format!("exec {program}: {problem}"))
-}
-
-/// Marks every descriptor but the standard ones and the lock to be closed by exec; the two of `ours` are so already.
-fn close_all_but(lock: i32, ours: &[i32]) {
-    debug_assert!(ours.iter().all(|fd| *fd > 2));
-    const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
-    let mark = |first: i32, last: libc::c_uint| unsafe {
-        libc::syscall(libc::SYS_close_range, first as libc::c_uint, last, CLOSE_RANGE_CLOEXEC);
-    };
-    if lock > 3 {
-        mark(3, lock as libc::c_uint - 1);
-    }
-    mark(lock + 1, libc::c_uint::MAX);
 }

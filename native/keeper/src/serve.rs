@@ -27,7 +27,8 @@ const LOG_BYTES: u64 = 256 * 1024;
 const ENTERED: &str = "--entered";
 
 pub fn run(mut arguments: Arguments) -> Result<(), String> {
-    // Nothing else has been opened yet: what is at this number came from the caller.
+    // Nothing has been opened yet: what is at this number came from the caller, what is above it leaked from there.
+    sys::close_from(READY_FD + 1);
     let mut ready = sys::set_cloexec(READY_FD, true).is_ok().then(|| unsafe { File::from_raw_fd(READY_FD) });
     let result = serve(&mut arguments, &mut ready);
     if let (Err(problem), Some(pipe)) = (&result, &mut ready) {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 const RELEASE_BOUND: Duration = Duration::from_secs(20);
-/// From the answer to the exit: the answer must leave first.
+/// From the answer to the exit: the answer must leave first, and whoever read it hangs up.
 const ANSWER_GRACE: Duration = Duration::from_millis(100);
 /// How long clients may take to read what they are owed.
 const CLIENT_BOUND: Duration = Duration::from_secs(30);
@@ -27,7 +27,8 @@ pub async fn run(keeper: &Rc<Keeper>, request: ShutdownRequest) -> Result<(), St
     remove_sockets(&keeper.dir, &keeper.config.vsock);
     let keeper = Rc::clone(keeper);
     tokio::task::spawn_local(async move {
-        sleep(ANSWER_GRACE).await;
+        let mut engines = keeper.engines.subscribe();
+        let _ = timeout(ANSWER_GRACE, engines.wait_for(|engines| *engines == 0)).await;
         let _ = timeout(CLIENT_BOUND, clients_left(&keeper)).await;
         keeper.stop.send_replace(true);
     });

@@ -129,8 +129,8 @@ async fn wait(keeper: &Keeper, process: &Process, agent: &Agent) -> Option<Outco
     }
 }
 
-/// Waits until every announced byte is logged and delivered, except on a stream whose client stalls or that brings nothing
-/// more. Gives what is missing, for the evidence.
+/// Waits until every announced byte is logged and delivered, except on a stream that brings nothing more or whose client
+/// does not read even more than its spool holds. Gives what is missing, for the evidence.
 async fn drain(process: &Process, quiet: Duration) -> String {
     let mut last = process.outputs.each_ref().map(|output| (output.delivered.get(), Instant::now()));
     loop {
@@ -139,7 +139,10 @@ async fn drain(process: &Process, quiet: Duration) -> String {
             if *process.held.borrow() || output.delivered.get() != *delivered {
                 (*delivered, *since) = (output.delivered.get(), Instant::now());
             }
-            waiting |= !output.is_settled() && !output.is_stalled() && since.elapsed() < quiet;
+            if !output.is_settled() && output.is_stalled() {
+                process.clients.borrow().iter().for_each(|client| client.spool());
+            }
+            waiting |= !output.is_settled() && since.elapsed() < quiet;
         }
         if !waiting {
             break;

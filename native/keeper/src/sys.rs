@@ -159,6 +159,11 @@ pub fn record_lock(file: BorrowedFd) -> io::Result<bool> {
     }
 }
 
+/// Closes every descriptor from `first` on.
+pub fn close_from(first: RawFd) {
+    unsafe { libc::syscall(libc::SYS_close_range, first as libc::c_uint, libc::c_uint::MAX, 0) };
+}
+
 pub fn set_cloexec(fd: RawFd, on: bool) -> io::Result<()> {
     let flag = if on { libc::FD_CLOEXEC } else { 0 };
     check(unsafe { libc::fcntl(fd, libc::F_SETFD, flag) } as libc::c_long).map(drop)

@@ -1,5 +1,5 @@
-import type { Flags } from './argv.ts';
 import type { Context } from './context.ts';
+import type { Flags } from './flags.ts';
 
 /** One flag of a command. The table drives parsing, help, completion and the check of docs/cli.md. */
 export interface FlagSpec {

@@ -1,22 +1,12 @@
 import { existsSync } from 'node:fs';
-import { join, resolve } from 'node:path';
+import { join } from 'node:path';
 import type { ApiAnswer, ApiArguments, ApiClient, CallOptions, EndpointName } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
 import type { Piece } from '../setup/index.ts';
+import type { Locations } from './locations.ts';
 
-export interface Locations {
-  /** State root. */
-  root: string;
-  /** Run directory: sockets, lock, log. */
-  run: string;
-  assets: string;
-}
-
-/** sun_path holds 107 bytes; the sockets below the run directory need the rest. */
-const RUN_PATH_MAX_BYTES = 60;
 /** 128 + SIGPIPE. */
 export const EXIT_SIGPIPE = 141;
-const DEFAULT_ROOT = '/var/lib/kata-ts';
 
 /** Calls whose length the engine bounds itself, or the caller's own wish (wait, a long grace, a large archive). */
 const ENGINE_BOUNDS: ReadonlySet<EndpointName> = new Set<EndpointName>([
@@ -32,28 +22,6 @@ const ENGINE_BOUNDS: ReadonlySet<EndpointName> = new Set<EndpointName>([
 ]);
 /** All others only look something up or flip a state. */
 const CALL_TIMEOUT_MS = 60_000;
-
-/** The checkout that a module directory lies in: `dist/`, `src/cli/` or `src/cli/commands/`. */
-export const checkoutDir = (moduleDir: string): string => {
-  const source = moduleDir.lastIndexOf(join('/', 'src', 'cli'));
-  return source < 0 ? resolve(moduleDir, '..') : moduleDir.slice(0, source);
-};
-
-/** Paths by docs/ARCHITECTURE.md, "Where things are". Flags win over the environment. */
-export function locate(
-  flags: { root?: string | undefined; run?: string | undefined },
-  env: NodeJS.ProcessEnv,
-): Locations {
-  const root = resolve(flags.root ?? (env.KATA_ROOT || DEFAULT_ROOT));
-  const fallback = root === DEFAULT_ROOT ? '/run/kata-ts' : join(root, 'run');
-  const run = resolve(flags.run ?? (env.KATA_RUN || fallback));
-  if (Buffer.byteLength(run) > RUN_PATH_MAX_BYTES)
-    throw new KataError('INVALID_ARGUMENT', `the run directory is over ${RUN_PATH_MAX_BYTES} bytes: ${run}`, {
-      hint: 'set KATA_RUN to a shorter path',
-    });
-  const assets = resolve(env.KATA_ASSETS || join(checkoutDir(import.meta.dirname), '.kata'));
-  return { root, run, assets };
-}
 
 /** What a command gets: where things are, the engine when it asks for it, and the three standard streams. */
 export class Context {

@@ -1,8 +1,8 @@
 import { readFileSync } from 'node:fs';
 import type { CreateContainerInput } from '../api/index.ts';
 import { KataError, NAME_PATTERN, parseBytes } from '../base/index.ts';
-import { type Flags, UsageError } from './argv.ts';
 import type { FlagSpec } from './command.ts';
+import { type Flags, UsageError } from './flags.ts';
 import { readEnvironment, readLabels } from './key-values.ts';
 import { parseMounts } from './mounts.ts';
 import { FIXED_FLAGS } from './refused.ts';

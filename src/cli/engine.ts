@@ -3,8 +3,8 @@ import { existsSync, type FSWatcher, mkdirSync, readFileSync, watch } from 'node
 import { dirname, join, resolve } from 'node:path';
 import { ApiClient } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
-import { type Context, checkoutDir, type Locations } from './context.ts';
 import { escapeControls } from './escape.ts';
+import { checkoutDir, type Locations } from './locations.ts';
 import { reach, socketOf } from './reach.ts';
 
 /** An engine that adopts many sandboxes listens before it adopts; this bounds a start that hangs. */
@@ -15,8 +15,15 @@ const RECHECK_MS = 250;
 const EXIT_LOCK_HELD = 75;
 const LOG_TAIL_LINES = 15;
 
+/** What starting an engine takes of a command's context. */
+interface Starter {
+  readonly locations: Locations;
+  readonly env: NodeJS.ProcessEnv;
+  ensureSetup(pieces: readonly ['base']): Promise<void>;
+}
+
 /** A client of the engine of this state root, which is started when none listens. Throws ENGINE_UNAVAILABLE. */
-export async function connectEngine(context: Context): Promise<ApiClient> {
+export async function connectEngine(context: Starter): Promise<ApiClient> {
   const { run } = context.locations;
   if ((await reach(socketOf(run))) === 'listening') return new ApiClient(socketOf(run));
   if (process.getuid?.() !== 0)
@@ -26,7 +33,7 @@ export async function connectEngine(context: Context): Promise<ApiClient> {
   return new ApiClient(socketOf(run));
 }
 
-async function startEngine(context: Context): Promise<void> {
+async function startEngine(context: Starter): Promise<void> {
   const { locations } = context;
   mkdirSync(locations.run, { recursive: true, mode: 0o700 });
   const argv = engineCommand(locations, context.env);

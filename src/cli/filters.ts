@@ -1,5 +1,5 @@
-import { type Flags, UsageError } from './argv.ts';
 import type { FlagSpec } from './command.ts';
+import { type Flags, UsageError } from './flags.ts';
 import { didYouMean } from './suggest.ts';
 
 export const FILTER_FLAG: FlagSpec = {

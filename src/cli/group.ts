@@ -1,5 +1,5 @@
-import { UsageError } from './argv.ts';
 import type { Command } from './command.ts';
+import { UsageError } from './flags.ts';
 import { didYouMean } from './suggest.ts';
 
 /** A command that only has commands: without one it shows its help, with an unknown one it says so. */

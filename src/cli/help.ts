@@ -1,5 +1,4 @@
 import type { Command, FlagSpec } from './command.ts';
-import { ENTRIES } from './registry.ts';
 
 const WIDTH = 100;
 
@@ -14,20 +13,6 @@ export const GLOBAL_FLAGS: readonly FlagSpec[] = [
   { long: 'debug', kind: 'bool', help: 'Show the code and stack of errors' },
   { long: 'version', kind: 'bool', help: 'Print the version' },
 ];
-
-/** `kata --help`. */
-export function overview(): string {
-  const lines = ['Usage:  kata [GLOBAL FLAGS] COMMAND', '', 'Every container runs in a virtual machine of its own.'];
-  const sections = [...new Set(ENTRIES.map((entry) => entry.section))];
-  for (const section of sections) {
-    lines.push('', `${section}:`);
-    const entries = ENTRIES.filter((entry) => entry.section === section);
-    for (const entry of entries) lines.push(`  ${entry.name.padEnd(12)}${entry.summary}`);
-  }
-  lines.push('', 'Global flags:', ...flagLines(GLOBAL_FLAGS));
-  lines.push('', "Run 'kata COMMAND --help' for more information on a command.");
-  return `${lines.join('\n')}\n`;
-}
 
 /** `kata COMMAND --help`. */
 export function commandHelp(command: Command): string {
@@ -45,13 +30,14 @@ export function commandHelp(command: Command): string {
   return `${lines.join('\n')}\n`;
 }
 
-export function flagHead(flag: FlagSpec): string {
+function flagHead(flag: FlagSpec): string {
   const short = flag.short === undefined ? '    ' : `-${flag.short}, `;
   const value = flag.kind === 'bool' ? '' : ` ${flag.value ?? 'VALUE'}`;
   return `${short}--${flag.long}${value}`;
 }
 
-function flagLines(flags: readonly FlagSpec[]): string[] {
+/** Flags and their help, aligned and wrapped. */
+export function flagLines(flags: readonly FlagSpec[]): string[] {
   const sorted = [...flags].sort((a, b) => (a.long < b.long ? -1 : 1));
   const left = Math.max(...sorted.map((flag) => flagHead(flag).length)) + 3;
   return sorted.flatMap((flag) => {

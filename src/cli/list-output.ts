@@ -1,5 +1,5 @@
-import type { Flags } from './argv.ts';
 import { escapeControls } from './escape.ts';
+import type { Flags } from './flags.ts';
 import { compileTemplate, toJson, type Value } from './template.ts';
 import { FUNCTIONS, type TemplateFunction } from './template-functions.ts';
 

@@ -2,9 +2,11 @@
 import { isUtf8 } from 'node:buffer';
 import { readFileSync } from 'node:fs';
 import { KataError } from '../base/index.ts';
-import { parseFlags, UsageError } from './argv.ts';
+import { parseFlags } from './argv.ts';
 import type { Command } from './command.ts';
-import { Context, locate } from './context.ts';
+import { Context } from './context.ts';
+import { UsageError } from './flags.ts';
+import { locate } from './locations.ts';
 import { findEntry } from './registry.ts';
 
 interface Globals {
@@ -82,7 +84,7 @@ async function main(argv: readonly string[]): Promise<number> {
   const wanted = globals.version ? ['version'] : globals.rest;
   if (wanted[0] === 'help') wanted.push(...wanted.splice(0, 1).map(() => '--help'));
   if (globals.help || wanted.length === 0 || wanted[0] === '--help') {
-    const { overview } = await import('./help.ts');
+    const { overview } = await import('./overview.ts');
     await context.out(overview());
     return 0;
   }

@@ -64,7 +64,10 @@ function installationEntries(): Entry[] {
       name: 'completion',
       summary: 'Print a completion script for a shell',
       section,
-      load: () => import('./commands/completion.ts'),
+      load: async () => {
+        const { completionCommand } = await import('./commands/completion.ts');
+        return { command: completionCommand(loadAll) };
+      },
     },
   ];
 }

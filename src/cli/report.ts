@@ -1,7 +1,7 @@
 import { styleText } from 'node:util';
 import { KataError } from '../base/index.ts';
-import { UsageError } from './argv.ts';
 import { escapeControls } from './escape.ts';
+import { UsageError } from './flags.ts';
 
 export interface ReportOptions {
   debug: boolean;

@@ -1,10 +1,10 @@
 import { KataError } from '../base/index.ts';
-import type { Flags } from './argv.ts';
 import type { Context } from './context.ts';
 import { type Created, createContainer } from './create-container.ts';
 import { type Attached, attachedStreams, type CreateRequest, createRequest } from './create-options.ts';
 import { DEFAULT_DETACH_KEYS, parseDetachKeys } from './detach.ts';
 import { reportError } from './each.ts';
+import type { Flags } from './flags.ts';
 import { checkTty, runSession } from './session.ts';
 import { signalNumber } from './signals.ts';
 import { printStartup } from './startup.ts';

@@ -1,8 +1,8 @@
 import type { ExitInfo, StreamAnswer } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
-import { UsageError } from './argv.ts';
 import { type Context, EXIT_SIGPIPE } from './context.ts';
 import { escapeControls } from './escape.ts';
+import { UsageError } from './flags.ts';
 import { resizeFrame, signalFrame } from './frames.ts';
 import { PROXIED_SIGNALS, signalNumber } from './signals.ts';
 import { StreamClient, type StreamEnd, type StreamExit } from './stream.ts';

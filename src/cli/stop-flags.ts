@@ -1,5 +1,5 @@
-import type { Flags } from './argv.ts';
 import type { FlagSpec } from './command.ts';
+import type { Flags } from './flags.ts';
 import { checkSignal } from './signals.ts';
 
 /** Flags of stop and restart. */

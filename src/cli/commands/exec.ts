@@ -1,8 +1,8 @@
 import type { CreateExecInput } from '../../api/index.ts';
 import { KataError } from '../../base/index.ts';
-import type { Flags } from '../argv.ts';
 import type { Command } from '../command.ts';
 import { DEFAULT_DETACH_KEYS, parseDetachKeys } from '../detach.ts';
+import type { Flags } from '../flags.ts';
 import { readEnvironment } from '../key-values.ts';
 import { checkTty, runSession } from '../session.ts';
 import { outputTerminal, terminalSize } from '../terminal.ts';

@@ -1,8 +1,8 @@
 import { KataError } from '../../base/index.ts';
-import { type Flags, UsageError } from '../argv.ts';
 import { type Command, FLAG_FORMAT, FLAG_JSON } from '../command.ts';
 import type { Context } from '../context.ts';
 import { reportError } from '../each.ts';
+import { type Flags, UsageError } from '../flags.ts';
 import { containerInspect, imageInspect, volumeInspect } from '../inspect-view.ts';
 import { compileTemplate, toJson, type Value } from '../template.ts';
 

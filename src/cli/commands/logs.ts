@@ -1,8 +1,8 @@
 import { Writable } from 'node:stream';
 import { KataError } from '../../base/index.ts';
-import { type Flags, UsageError } from '../argv.ts';
 import { type Command, FLAG_JSON } from '../command.ts';
 import { type Context, EXIT_SIGPIPE } from '../context.ts';
+import { type Flags, UsageError } from '../flags.ts';
 import { LogPrinter } from '../log-printer.ts';
 import { LogReader } from '../log-reader.ts';
 import { explainLoss } from '../session.ts';

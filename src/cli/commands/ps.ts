@@ -1,10 +1,10 @@
 import type { ContainerDetails, ContainerSummary } from '../../api/index.ts';
 import { KataError } from '../../base/index.ts';
-import type { Flags } from '../argv.ts';
 import { type Command, FLAG_FORMAT, FLAG_JSON } from '../command.ts';
 import { CONTAINER_HEADERS, containerRow } from '../container-view.ts';
 import type { Context } from '../context.ts';
 import { FILTER_FLAG, readFilters } from '../filters.ts';
+import type { Flags } from '../flags.ts';
 import { renderListing } from '../list-output.ts';
 
 const FILTERS = ['id', 'name', 'label', 'status', 'ancestor', 'exited', 'volume', 'sandbox', 'before', 'since'];

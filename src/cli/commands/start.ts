@@ -1,9 +1,9 @@
 import { KataError } from '../../base/index.ts';
-import type { Flags } from '../argv.ts';
 import type { Command } from '../command.ts';
 import type { Context } from '../context.ts';
 import { DEFAULT_DETACH_KEYS, parseDetachKeys } from '../detach.ts';
 import { forEachName } from '../each.ts';
+import type { Flags } from '../flags.ts';
 import { REFUSED_START_FLAGS } from '../refused.ts';
 import { checkTty, runSession } from '../session.ts';
 import { printStartup } from '../startup.ts';

@@ -1,7 +1,7 @@
 import { KataError, parseBytes } from '../../base/index.ts';
-import type { Flags } from '../argv.ts';
 import type { Command } from '../command.ts';
 import { forEachName } from '../each.ts';
+import type { Flags } from '../flags.ts';
 import { REFUSED_UPDATE_FLAGS } from '../refused.ts';
 
 export const command: Command = {

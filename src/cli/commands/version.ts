@@ -2,7 +2,8 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { KataError } from '../../base/index.ts';
 import { type Command, FLAG_JSON } from '../command.ts';
-import { type Context, checkoutDir } from '../context.ts';
+import type { Context } from '../context.ts';
+import { checkoutDir } from '../locations.ts';
 
 const ENGINE_TIMEOUT_MS = 5000;
 

@@ -78,6 +78,8 @@ export class FakeEngine {
   }
 
   environment(): NodeJS.ProcessEnv {
+    // As late as possible: set-up must find nothing to do, also when sources have just been edited.
+    writeFileSync(stampFile(this.assets), JSON.stringify({ signature: sourcesSignature(baseSources(REPO)) }));
     return {
       PATH: process.env.PATH,
       HOME: '/root',
@@ -144,7 +146,6 @@ export class FakeEngine {
     writeFileSync(join(this.assets, 'tools.json'), JSON.stringify(tools));
     writeFileSync(join(this.assets, 'guest/current'), '0');
     writeFileSync(join(this.assets, 'guest/0/manifest.json'), '{}');
-    writeFileSync(stampFile(this.assets), JSON.stringify({ signature: sourcesSignature(baseSources(REPO)) }));
   }
 }
 

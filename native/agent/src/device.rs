@@ -1,7 +1,7 @@
 //! Finding devices in sysfs: PCI paths as upstream's hosts write them, block devices, partitions of a shared disk.
 use crate::failure::{internal, invalid, Context, Result};
 use crate::uevent::Uevents;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;
@@ -143,8 +143,11 @@ fn find_below(directory: &Path, class: &str, depth: usize) -> Option<String> {
         .find_map(|entry| find_below(&entry.path(), class, depth - 1))
 }
 
+/// Whether the node is there and its disk answers. The kernel makes the node before the disk can be opened (ENXIO until
+/// then), and sends the event when it can.
 fn is_block_device(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device())
+    let answers = || !File::open(path).is_err_and(|error| error.raw_os_error() == Some(libc::ENXIO));
+    fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device()) && answers()
 }
 
 fn parse_extent(text: &str) -> Result<(u64, u64)> {

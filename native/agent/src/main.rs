@@ -17,6 +17,7 @@ mod failure;
 mod guest;
 mod init;
 mod input;
+mod lifecycle;
 mod log;
 mod metrics;
 mod mount_options;
@@ -49,8 +50,10 @@ const USAGE: &str = "kata-agent runs as PID 1 of a guest.
 For tests on a host: kata-agent --listen unix:DIR [--run-dir DIR] [--cgroup DIR] [--log LEVEL]
 ";
 
+/// # Safety
+/// To be called by the C library: `arguments` are `count` NUL-terminated strings.
 #[cfg_attr(not(test), no_mangle)]
-pub extern "C" fn main(count: c_int, arguments: *const *const c_char) -> c_int {
+pub unsafe extern "C" fn main(count: c_int, arguments: *const *const c_char) -> c_int {
     let count = usize::try_from(count).unwrap_or(0);
     // SAFETY: C's main gets `count` NUL-terminated strings.
     let word = |index| unsafe { CStr::from_ptr(*arguments.add(index)) };

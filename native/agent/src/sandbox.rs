@@ -195,7 +195,7 @@ pub async fn destroy(agent: &std::rc::Rc<Agent>) {
     let containers: Vec<_> = agent.containers.borrow().values().cloned().collect();
     for container in containers {
         let id = container.id.clone();
-        let removed = crate::container::remove(agent.clone(), container, std::time::Duration::from_secs(5)).await;
+        let removed = crate::lifecycle::remove(agent.clone(), container, std::time::Duration::from_secs(5)).await;
         if let Err(error) = removed {
             log::warning!("sandbox", "remove container {id}: {}", error.message);
         }

@@ -28,7 +28,7 @@ pub fn start(agent: &Rc<Agent>) -> Result<(), String> {
     let logs = bind(agent.options.log_port)?;
     let console = agent.options.debug_console_port.map(bind).transpose()?;
 
-    let handler = Services::new(Rc::clone(agent));
+    let handler = Services::handler(Rc::clone(agent));
     accept(
         calls,
         bounded("rpc", move |stream, _| {

@@ -25,7 +25,7 @@ pub struct Services {
 type Empty = ();
 
 impl Services {
-    pub fn new(agent: Rc<Agent>) -> Rc<dyn Handler> {
+    pub fn handler(agent: Rc<Agent>) -> Rc<dyn Handler> {
         Rc::new(Self { agent })
     }
 
@@ -75,7 +75,7 @@ impl Services {
 
     fn agent_service(&self, method: &str, payload: &[u8]) -> Option<HandlerFuture> {
         Some(match method {
-            "CreateContainer" => self.change(payload, crate::container::create),
+            "CreateContainer" => self.change(payload, crate::lifecycle::create),
             "StartContainer" => self.change(payload, containers::start),
             "RemoveContainer" => self.change(payload, containers::remove),
             "ExecProcess" => self.change(payload, containers::exec),

@@ -1,8 +1,8 @@
 //! Containers and processes.
 use super::Empty;
 use crate::agent::Agent;
-use crate::container;
 use crate::failure::{invalid, not_found, Result};
+use crate::lifecycle;
 use crate::process::Exit;
 use kata_protocol::agent_ext::{NextEventRequest, NextEventResponse, WaitProcessExtRequest, WaitProcessExtResponse};
 use kata_protocol::grpc::{
@@ -18,17 +18,17 @@ const FREEZE_TIMEOUT: Duration = Duration::from_millis(500);
 const MAX_SIGNAL: u32 = 64;
 
 pub async fn start(agent: Rc<Agent>, request: StartContainerRequest) -> Result<Empty> {
-    container::start(agent.container(&request.container_id)?).await
+    lifecycle::start(agent.container(&request.container_id)?).await
 }
 
 pub async fn remove(agent: Rc<Agent>, request: RemoveContainerRequest) -> Result<Empty> {
     let found = agent.container(&request.container_id)?;
-    container::remove(agent, found, Duration::from_secs(u64::from(request.timeout))).await
+    lifecycle::remove(agent, found, Duration::from_secs(u64::from(request.timeout))).await
 }
 
 pub async fn exec(agent: Rc<Agent>, request: ExecProcessRequest) -> Result<Empty> {
     let found = agent.container(&request.container_id)?;
-    container::exec(agent, found, request).await
+    lifecycle::exec(agent, found, request).await
 }
 
 /// The asked signal, once, to that process alone; SIGKILL to a container's first process ends the whole container. A

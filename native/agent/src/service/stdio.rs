@@ -1,7 +1,7 @@
 //! Standard streams by calls, for hosts that do not use the stream port.
 use super::Empty;
 use crate::agent::Agent;
-use crate::failure::{not_found, Result};
+use crate::failure::{invalid, Result};
 use kata_protocol::grpc::{
     CloseStdinRequest, ReadStreamRequest, ReadStreamResponse, TtyWinResizeRequest, WriteStreamRequest,
     WriteStreamResponse,
@@ -28,7 +28,7 @@ pub async fn read(agent: Rc<Agent>, request: ReadStreamRequest, error: bool) -> 
         return Ok(ReadStreamResponse::default());
     };
     if request.len == 0 {
-        return Err(not_found("stdio: a read of 0 bytes cannot be told from the end"));
+        return Err(invalid("stdio: a read of 0 bytes cannot be told from the end"));
     }
     Ok(ReadStreamResponse { data: output.read((request.len as usize).min(MAX_READ_BYTES)).await })
 }

@@ -125,6 +125,7 @@ test('a boot that fails tells console and stderr; a panic is told before the VMM
   await using sandbox = await Sandbox.start();
   const vmm = await sandbox.spawn('vmm', ['/bin/sh', '-c', 'printf "qemu: \\033[1mtrouble\\n" >&2; exec sleep 1000']);
   const attempt = bootFailure(awaitAgent(sandbox));
+  await until('stderr', () => readLog(join(sandbox.dir, 'vmm.stderr')).includes('trouble'));
   const console = connect(join(sandbox.dir, 'console.sock'));
   console.write('[    0.1] booting\r\n[    0.2] Kernel panic - not syncing: VFS\x1b[2J\r\n---[ end\r\n');
   const [, failure] = await attempt;

@@ -175,6 +175,9 @@ export class DataClient {
   exit: { code: number; signal: number; oom: boolean; cause: string; evidence: string } | undefined;
   error: { code: string; message: string } | undefined;
   closed = false;
+  /** Counts output instead of keeping it. */
+  countOnly = false;
+  counted = 0;
   #rest: Buffer = Buffer.alloc(0);
 
   private constructor(socket: Socket) {
@@ -219,6 +222,8 @@ export class DataClient {
       this.ready = true;
       this.credit = payload.readUInt32BE(0);
     } else if (type === 0x11 || type === 0x12) {
+      this.counted += payload.length;
+      if (this.countOnly) return;
       const name = type === 0x11 ? 'stdout' : 'stderr';
       this[name] = Buffer.concat([this[name], payload]);
     } else if (type === 0x13) this.exit = JSON.parse(payload.toString());

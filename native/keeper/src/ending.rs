@@ -13,6 +13,8 @@ use tokio::time::timeout;
 const HELPER_GRACE: Duration = Duration::from_millis(200);
 /// How long the console may take to deliver what a dead VMM wrote.
 const CONSOLE_GRACE: Duration = Duration::from_millis(500);
+/// The same for the output of any process.
+const OUTPUT_GRACE: Duration = Duration::from_millis(100);
 /// A panicked guest's VMM ends by itself (panic=-1); one that stays up longer is asked and then killed.
 const PANIC_GRACE: Duration = Duration::from_secs(2);
 /// How long a lost agent connection waits for the death that explains it.
@@ -30,6 +32,9 @@ pub async fn watch_process(keeper: Rc<Keeper>, process: Rc<Spawned>) {
             0
         }
     };
+    // Its last words are the evidence; a descendant may keep the pipe open.
+    let mut silent = process.silent.subscribe();
+    let _ = timeout(OUTPUT_GRACE, silent.wait_for(|silent| *silent)).await;
     process.ended.send_replace(Some(wait_status));
     keeper.note(&format!("{} (pid {}) {}", process.name, process.pid, describe_wait_status(wait_status)));
     if let Err(error) = spawn::write_pids(&keeper) {

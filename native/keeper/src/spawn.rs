@@ -36,6 +36,8 @@ pub struct Spawned {
     pub essential: bool,
     pub started: Instant,
     pidfd: OwnedFd,
+    /// Its output came to its end.
+    pub silent: Rc<watch::Sender<bool>>,
     /// The waitpid status once it ended.
     pub ended: watch::Sender<Option<i32>>,
 }
@@ -158,7 +160,8 @@ fn start(keeper: &Rc<Keeper>, request: &SpawnRequest) -> Result<Rc<Spawned>, Sta
     let child = command.spawn();
     drop((command, placeholders));
     let pid = child.map_err(|error| describe(&error))?.id() as i32;
-    tokio::task::spawn_local(collect_output(reading_end, file));
+    let silent = Rc::new(watch::Sender::new(false));
+    tokio::task::spawn_local(collect_output(reading_end, file, Rc::clone(&silent)));
     let pidfd = sys::pidfd_open(pid).map_err(|error| describe(&error))?;
     let start_time_ticks = sys::start_time_ticks(pid).map_err(|error| describe(&error))?;
     let process = Rc::new(Spawned {
@@ -168,6 +171,7 @@ fn start(keeper: &Rc<Keeper>, request: &SpawnRequest) -> Result<Rc<Spawned>, Sta
         essential: request.essential,
         started,
         pidfd,
+        silent,
         ended: watch::Sender::new(None),
     });
     let mut spawned = keeper.spawned.borrow_mut();
@@ -238,11 +242,12 @@ pub fn stderr_path(keeper: &Keeper, name: &str) -> PathBuf {
     keeper.dir.join(format!("{name}.stderr"))
 }
 
-async fn collect_output(mut output: pipe::Receiver, mut file: BoundedFile) {
+async fn collect_output(mut output: pipe::Receiver, mut file: BoundedFile, silent: Rc<watch::Sender<bool>>) {
     let mut buffer = [0; 2048];
     while let Ok(count @ 1..) = output.read(&mut buffer).await {
         file.write(&buffer[..count]);
     }
+    silent.send_replace(true);
 }
 
 /// Waits until the process has ended and reaps it.

@@ -13,6 +13,7 @@ import {
   chooseAccelerator,
   createExt4Disk,
   createHostCgroup,
+  hostTscKhz,
   identifyProcess,
   KeeperClient,
   killCgroup,
@@ -120,6 +121,7 @@ const sandboxHost = (paths: EnginePaths, cgroupParent: string): SandboxHost => (
   },
   identify: identifyProcess,
   bootId,
+  tscKhz: hostTscKhz,
   accelerator: async (keeperPath, options) => (await chooseAccelerator(paths.root, keeperPath, options)).accel,
 });
 

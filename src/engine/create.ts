@@ -57,8 +57,9 @@ async function store(
 ): Promise<Container> {
   const { id, name, requestId } = identity;
   const { containers } = dependencies;
-  if (config.sandbox === undefined) machineSize(config, dependencies.capacity());
-  else if (!containers.find(config.sandbox).isLive)
+  const host = config.sandbox === undefined ? undefined : containers.find(config.sandbox);
+  if (host === undefined) machineSize(config, dependencies.capacity());
+  else if (!host.isLive)
     throw new KataError('NOT_RUNNING', `container ${config.sandbox} does not run, so it has no sandbox to join`, {
       phase: 'sandbox',
       hint: 'start it first',
@@ -68,7 +69,12 @@ async function store(
   checkLayers(layers);
   const sizeBytes = config.rootfs.driver === 'block' ? diskSize(config.rootfs.sizeBytes) : undefined;
   const complete = { ...config, name, rootfs: { ...config.rootfs, ...(sizeBytes === undefined ? {} : { sizeBytes }) } };
-  const base = { id, config: complete, imageConfig: image.config, hostname: hostnameOf(config, id) };
+  const base = {
+    id,
+    config: complete,
+    imageConfig: image.config,
+    hostname: host?.record.hostname ?? hostnameOf(config, id),
+  };
   const { process } = specOf(base, guestRootfs(id), []);
   const stopSignal = stopSignalOf(image.config, config.stopSignal);
   const mounts = resolveMounts(config, dependencies.volumes);

@@ -45,7 +45,10 @@ export async function launch(sandbox: Sandbox, options: LaunchOptions): Promise<
       await phases.time('share', async () => {
         for (const share of shares) await keeper.share(share.id, shareSource(share), { signal });
       });
-    const spec = machineSpec(sandbox.record, sandbox.runDir, assets, plan);
+    // Only microvm asks for it, and telling it takes time.
+    const tscKhz =
+      sandbox.record.machineType === 'microvm' ? await sandbox.services.host.tscKhz({ signal }) : undefined;
+    const spec = { ...machineSpec(sandbox.record, sandbox.runDir, assets, plan), ...(tscKhz && { tscKhz }) };
     const machine = sandbox.services.hypervisor.create(spec, machineHost);
     sandbox.setMachine(machine);
     await disk;

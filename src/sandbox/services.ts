@@ -39,6 +39,8 @@ export interface SandboxHost {
   identify(pid: number): Promise<ProcessIdentity | undefined>;
   bootId(): Promise<string>;
   accelerator(keeperPath: string, options?: CallOptions): Promise<Accelerator>;
+  /** Frequency of the host's time stamp counter, undefined where it cannot be told. */
+  tscKhz(options?: CallOptions): Promise<number | undefined>;
 }
 
 /** Absolute, content-addressed paths that a new sandbox uses. */

@@ -164,7 +164,7 @@ test('a further container in a running sandbox', async () => {
     'busybox',
     'sh',
     '-c',
-    'hostname; cat /proc/1/comm',
+    'hostname; read name < /proc/1/comm; echo $name',
   ]);
   assert.deepEqual(output.split('\n'), ['pod', 'sh']);
   await env.ok(['rm', '-f', 'pod-a']);

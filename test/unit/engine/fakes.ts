@@ -344,6 +344,7 @@ export class World {
       },
       bootId: async () => this.boot,
       accelerator: async () => 'tcg',
+      tscKhz: async () => 2_600_000,
     };
   }
 

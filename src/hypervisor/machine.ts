@@ -52,7 +52,8 @@ export interface PersistedMachine {
 /** One virtual machine. Calls of plug and unplug are made one after the other. */
 export interface Machine {
   /**
-   * Starts helpers and VMM; resolves when the VMM listens on its monitor (the guest is booting then).
+   * Starts helpers and VMM; resolves when the VMM listens on its monitor. The guest is not up then, and a VMM that cannot
+   * load it may still end: `exited` and `onEvent` tell, and the wait for the agent fails.
    * Throws VMM_START_FAILED, HELPER_EXITED, DEADLINE_EXCEEDED, CANCELLED; a failed start ends what it started.
    */
   start(options?: CallOptions): Promise<void>;

@@ -13,6 +13,9 @@ const MIN_VERSION = [7, 2] as const;
 const PROBE_TIMEOUT_MS = 10_000;
 const ADOPT_TIMEOUT_MS = 5_000;
 
+const PERIPHERALS = '/machine/peripheral';
+const OWN_DEVICES = [BRIDGE_ID, 'vsock0', 'rng0'];
+
 const CAPABILITIES: Readonly<Record<MachineType, Capabilities>> = {
   q35: {
     hotplug: ['block', 'layers', 'fs'],
@@ -73,10 +76,11 @@ export const qemu: Hypervisor = {
     await monitor.connect(bounds);
     if (spec.machine !== 'q35')
       return new QemuMachine(spec, host, { monitor, plugged: [], lostSlots: new Set<number>() });
-    const present = behindBridge(await monitor.execute('query-pci', {}, bounds));
-    const plugged = persisted.plugged.filter(({ device, slot }) => present.get(slot) === device.id);
-    const known = new Set(plugged.map(({ slot }) => slot));
-    const lostSlots = new Set([...present.keys()].filter((slot) => !known.has(slot)));
+    const present = await devices(monitor, bounds);
+    const plugged = persisted.plugged.filter(({ device }) => present.delete(device.id));
+    for (const { id } of spec.devices) present.delete(id);
+    const lostSlots = new Set<number>();
+    for (const id of present) lostSlots.add(await slotOf(monitor, id, bounds));
     return new QemuMachine(spec, host, { monitor, plugged, lostSlots });
   },
 };
@@ -104,16 +108,18 @@ export function readProbe(versionText: string, machinesText: string): Probe {
   return { usable: true, version, machines };
 }
 
-/** Slot and id of each device behind the hot-plug bridge, from the answer of `query-pci`. */
-export function behindBridge(answer: unknown): Map<number, string> {
-  const found = new Map<number, string>();
-  const bridge = list(answer)
-    .flatMap((bus) => list(bus.devices))
-    .find((device) => device.qdev_id === BRIDGE_ID);
-  const inside = (bridge?.pci_bridge as { devices?: unknown } | undefined)?.devices;
-  for (const device of list(inside))
-    if (typeof device.slot === 'number') found.set(device.slot, String(device.qdev_id));
-  return found;
+/** Ids of the devices that have one, apart from the driver's own. PCI's own list is no help: it begins with the guest's firmware. */
+async function devices(monitor: Monitor, bounds: CallOptions): Promise<Set<string>> {
+  const listed = await monitor.execute('qom-list', { path: PERIPHERALS }, bounds);
+  const entries = (Array.isArray(listed) ? listed : []) as { name?: unknown; type?: unknown }[];
+  const ids = entries.filter((entry) => String(entry.type).startsWith('child<')).map((entry) => String(entry.name));
+  return new Set(ids.filter((id) => !OWN_DEVICES.includes(id)));
 }
 
-const list = (value: unknown): Record<string, unknown>[] => (Array.isArray(value) ? value : []);
+async function slotOf(monitor: Monitor, id: string, bounds: CallOptions): Promise<number> {
+  const address = await monitor.execute('qom-get', { path: `${PERIPHERALS}/${id}`, property: 'addr' }, bounds);
+  if (typeof address !== 'number')
+    throw new KataError('INTERNAL', `QEMU says no slot of device ${id}`, { phase: 'adopt' });
+  // Slot and function: five and three bits.
+  return address >> 3;
+}

@@ -105,6 +105,18 @@ async function checkLayers({ shell }: Guest, address: DeviceAddress, contents: B
   assert.deepEqual(sums, padded.map(sha256));
 }
 
+async function plugShare({ dir, machine, shell }: Guest): Promise<void> {
+  const shared = join(dir, 'shared');
+  mkdirSync(shared);
+  writeFileSync(join(shared, 'hello'), 'from the host');
+  const fs = await machine.plug({ kind: 'fs', id: 'fs-1', tag: 'kataShared', sharedDir: shared, cache: 'auto' });
+  assert.deepEqual(fs, { driver: 'virtio-fs', source: 'kataShared' });
+  await shell.run('for i in $(seq 100); do mount -t virtiofs kataShared /mnt 2>/dev/null && break; sleep 0.1; done');
+  assert.equal(await shell.run('cat /mnt/hello'), 'from the host');
+  await shell.run('echo back > /mnt/reply; umount /mnt');
+  assert.equal(readFileSync(join(shared, 'reply'), 'utf8'), 'back\n');
+}
+
 for (const machineType of ['q35', 'microvm'] as const)
   test(`${machineType}: cold-plugged disks and 30 layers are where the addresses say`, options, async () => {
     let contents: Buffer[] = [];
@@ -158,27 +170,21 @@ test('disks and shares are plugged into and out of a running q35; adoption finds
       new RegExp(`^disk ${at};`),
     );
 
-  const shared = join(dir, 'shared');
-  mkdirSync(shared);
-  writeFileSync(join(shared, 'hello'), 'from the host');
-  const fs = await machine.plug({ kind: 'fs', id: 'fs-1', tag: 'kataShared', sharedDir: shared, cache: 'auto' });
-  assert.deepEqual(fs, { driver: 'virtio-fs', source: 'kataShared' });
-  await shell.run('for i in $(seq 100); do mount -t virtiofs kataShared /mnt 2>/dev/null && break; sleep 0.1; done');
-  assert.equal(await shell.run('cat /mnt/hello'), 'from the host');
-  await shell.run('echo back > /mnt/reply; umount /mnt');
-  assert.equal(readFileSync(join(shared, 'reply'), 'utf8'), 'back\n');
+  if (guest.spec.binaries.virtiofsd !== undefined) await plugShare(guest);
 
   await machine.unplug('disk-7');
   const persisted = JSON.parse(JSON.stringify(machine.describe()));
   // A second engine: the first one's connection is simply gone.
   machine.detach();
   machine = await qemu.adopt(persisted, host);
-  assert.equal(machine.describe().plugged.length, 21);
+  assert.deepEqual(machine.describe(), persisted);
   const again = await machine.plug(disks[7] as Device);
   assert.deepEqual(again, { driver: 'blk', source: '01/09', parts: [] });
-  await machine.unplug('fs-1');
   await machine.unplug('disk-0');
-  await host.exited('virtiofsd-fs-1');
+  if (guest.spec.binaries.virtiofsd !== undefined) {
+    await machine.unplug('fs-1');
+    await host.exited('virtiofsd-fs-1');
+  }
   await machine.kill();
 });
 

@@ -43,7 +43,8 @@ function row(
   { truncate, nowMs }: { truncate: boolean; nowMs: number },
 ): Row {
   const { repository, version } = splitTag(tag);
-  const created = image.createdAt;
+  // Builds that can be repeated date their images to the start of Unix time: no date at all.
+  const created = Date.parse(image.createdAt ?? '') > 0 ? image.createdAt : undefined;
   return {
     ID: truncate ? shortId(image.id) : image.id,
     Repository: repository,

@@ -1,3 +1,4 @@
+import type { ApiAnswer } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
 import type { Context } from './context.ts';
 import { type Created, createContainer } from './create-container.ts';
@@ -10,7 +11,7 @@ import { signalNumber } from './signals.ts';
 import { printStartup } from './startup.ts';
 import { outputTerminal, terminalSize } from './terminal.ts';
 
-const REMOVAL_TIMEOUT_MS = 10_000;
+const REMOVAL_TIMEOUT_MS = 30_000;
 const SIGNAL_EXIT_BASE = 128;
 
 /** `kata run`: create, attach, start, and stay until the process ends; or -d. Answers docker's exit codes. */
@@ -45,7 +46,8 @@ async function runAttached(
   try {
     const created = await createContainer(context, request);
     if (early.first !== undefined) return await abandon(context, created, early.first);
-    const started = await context.call('startContainer', { path: { id: created.id }, body: { attach: attached } });
+    const started = await startUnlessInterrupted(context, created, attached, early);
+    if (started === undefined) return await abandon(context, created, early.first ?? 'SIGINT');
     if (started.stream === undefined) throw new KataError('INTERNAL', 'the engine answered start without a stream');
     const session = runSession(context, {
       container: created.id,
@@ -65,14 +67,32 @@ async function runAttached(
   }
 }
 
-/**
- * Ctrl-C and SIGTERM before there is a process: the first ones wait until the engine answered, then the container is taken
- * away again or gets them; a third ends the client at once.
- */
+/** The start's answer; undefined when a signal came first: nobody waits for a boot that is no longer wanted. */
+async function startUnlessInterrupted(
+  context: Context,
+  { id }: Created,
+  attached: Attached,
+  early: EarlySignals,
+): Promise<ApiAnswer<'startContainer'> | undefined> {
+  try {
+    return await context.call(
+      'startContainer',
+      { path: { id }, body: { attach: attached } },
+      { signal: early.interrupted },
+    );
+  } catch (error) {
+    if (early.first === undefined || KataError.from(error).code !== 'CANCELLED') throw error;
+    return undefined;
+  }
+}
+
+/** SIGINT, SIGTERM and SIGHUP before there is a process: the container is taken away again. A third one ends the client at once. */
 class EarlySignals {
   readonly #seen: NodeJS.Signals[] = [];
+  readonly #abort = new AbortController();
   readonly #onSignal = (name: NodeJS.Signals): void => {
     this.#seen.push(name);
+    this.#abort.abort();
     if (this.#seen.length >= 3) process.exit(SIGNAL_EXIT_BASE + signalNumber(name));
   };
 
@@ -84,13 +104,17 @@ class EarlySignals {
     return this.#seen[0];
   }
 
+  get interrupted(): AbortSignal {
+    return this.#abort.signal;
+  }
+
   stop(): readonly NodeJS.Signals[] {
     for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.off(name, this.#onSignal);
     return this.#seen;
   }
 }
 
-/** Interrupted between creation and start: nothing ran, so nothing is left. */
+/** Interrupted before the process was there for this client: nothing is left. */
 async function abandon(context: Context, created: Created, signal: NodeJS.Signals): Promise<number> {
   try {
     await context.call(

@@ -107,6 +107,23 @@ test('a signal goes to the process; the third SIGINT leaves it', GUARD, async ()
   assert.match(stderr, /got 3 SIGTERM\/SIGINTs, forcefully exiting/);
 });
 
+test('an interrupted start is given up and taken away', GUARD, async () => {
+  const asked = new Promise<void>((done) => {
+    engine.handlers.startContainer = () => {
+      done();
+      return new Promise(() => {});
+    };
+  });
+  engine.handlers.removeContainer = () => ({});
+  const child = engine.start(['run', 'busybox']);
+  const end = ended(child);
+  await asked;
+  child.kill('SIGINT');
+  assert.equal((await end).code, 130);
+  const removal = engine.calls.at(-1);
+  assert.deepEqual([removal?.name, removal?.path.id, removal?.query.get('force')], ['removeContainer', ID, 'true']);
+});
+
 test('a foreground command goes on while the engine is dead, and ends with the right code', GUARD, async () => {
   const child = engine.start(['run', '--rm', 'busybox']);
   const end = ended(child);

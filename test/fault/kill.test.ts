@@ -84,7 +84,7 @@ const victims: [string, string[], (inspect: Awaited<ReturnType<TestEnv['inspect'
   [
     'virtiofsd',
     ['-v', '/etc:/host:ro'],
-    (i) => i.kata.sandbox?.helpers.find((h) => h.name === 'virtiofsd')?.pid ?? 0,
+    (i) => i.kata.sandbox?.helpers.find((h) => h.name.startsWith('virtiofsd'))?.pid ?? 0,
     /helper-exited/,
   ],
   ['the keeper', [], (i) => i.kata.sandbox?.keeperPid ?? 0, /keeper-died/],

@@ -29,8 +29,11 @@ export class TestEnv {
   readonly runDir: string;
   readonly cgroupParent: string;
   readonly #children = new Set<ChildProcess>();
+  /** Added to the environment of every command. */
+  readonly extraEnvironment: Record<string, string>;
 
-  constructor(root = mkdtempSync('/tmp/kt-')) {
+  constructor(root = mkdtempSync('/tmp/kt-'), extraEnvironment: Record<string, string> = {}) {
+    this.extraEnvironment = extraEnvironment;
     this.root = root;
     this.runDir = join(this.root, 'run');
     this.cgroupParent = `kata-test-${this.root.split('-').at(-1)}`;
@@ -44,6 +47,7 @@ export class TestEnv {
       KATA_ROOT: this.root,
       KATA_ASSETS: ASSETS,
       KATA_CGROUP_PARENT: this.cgroupParent,
+      ...this.extraEnvironment,
     };
   }
 

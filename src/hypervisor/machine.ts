@@ -36,7 +36,6 @@ export interface MachineHost {
 /** Things a machine says on its own. */
 export type MachineEvent =
   | { kind: 'shutdown'; reason: string }
-  | { kind: 'guest-panicked' }
   /** The monitor connection is gone although nobody stopped the machine. */
   | { kind: 'monitor-lost'; reason: string };
 

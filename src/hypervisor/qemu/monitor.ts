@@ -89,9 +89,6 @@ export class Monitor {
       case 'SHUTDOWN':
         this.#emit({ kind: 'shutdown', reason: String(data.reason).slice(0, 64) });
         break;
-      case 'GUEST_PANICKED':
-        this.#emit({ kind: 'guest-panicked' });
-        break;
     }
   }
 

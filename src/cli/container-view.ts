@@ -26,7 +26,7 @@ const SHORT_COMMAND = 20;
 export const shortId = (id: string): string => id.replace(/^sha256:/, '').slice(0, SHORT_ID);
 
 /** At most `length` characters, the last one "…" when it was cut. */
-export const ellipsis = (text: string, length: number): string =>
+const ellipsis = (text: string, length: number): string =>
   [...text].length <= length ? text : `${[...text].slice(0, length - 1).join('')}…`;
 
 /** docker ps's fields of a container. `details` adds what a list does not carry (-s, mounts). */
@@ -59,7 +59,7 @@ export function containerRow(
 }
 
 /** "Up 5 minutes (Paused)", "Exited (0) 2 hours ago", "Created". */
-export function statusText(container: ContainerSummary, nowMs: number): string {
+function statusText(container: ContainerSummary, nowMs: number): string {
   const since = (iso: string | undefined) => humanDuration(nowMs - Date.parse(iso ?? ''));
   switch (container.status) {
     case 'running':

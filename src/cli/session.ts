@@ -119,7 +119,7 @@ async function conclude(context: Context, options: SessionOptions, end: StreamEn
 }
 
 /** Why a process ended that did not end by itself; undefined when it did. */
-export function exitNote(exit: StreamExit | ExitInfo): string | undefined {
+function exitNote(exit: StreamExit | ExitInfo): string | undefined {
   if (exit.cause === '' || exit.cause === 'process' || exit.cause === 'shutdown') return undefined;
   const evidence = exit.evidence === '' ? '' : `: ${escapeControls(exit.evidence)}`;
   const what: Record<string, string> = {

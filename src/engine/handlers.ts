@@ -46,8 +46,9 @@ export function containerHandlers(engine: Engine, ready: Promise<void>): Handler
       await lifecycle.stop(engine, await find(path.id), body);
       return {};
     },
-    killContainer: async ({ path, body }) => {
-      await lifecycle.kill(engine, await find(path.id), body.signal);
+    killContainer: async ({ path, body, resumed }) => {
+      await ready;
+      await killOnce(engine, path.id, body.signal, resumed);
       return {};
     },
     restartContainer: async ({ path, body, requestId, resumed }) => {
@@ -129,6 +130,19 @@ async function openStream(
 ): Promise<StreamAnswer> {
   const { keeper } = engine.sandboxOf(container).links;
   return { ...(await keeper.openStream({ containerId: container.id, execId, ...wish })), execId };
+}
+
+/**
+ * A second attempt whose container runs no more has nothing left to do. Where it still runs the signal is sent again: at least once is
+ * what can be promised when the engine died between sending and saying so.
+ */
+async function killOnce(engine: Engine, reference: string, signal: string, resumed: boolean): Promise<void> {
+  try {
+    await lifecycle.kill(engine, engine.containers.find(reference), signal);
+  } catch (error) {
+    const isOver = error instanceof KataError && (error.code === 'NOT_RUNNING' || error.code === 'NOT_FOUND');
+    if (!resumed || !isOver) throw error;
+  }
 }
 
 async function removeAny(

@@ -158,6 +158,21 @@ test('a timeout, an agent that failed, and a lost agent are told apart', async (
   assert.ok(other.journal().some((entry) => entry.kind === 'agent-lost'));
 });
 
+test('what a helper started ends with it', async () => {
+  await using sandbox = await Sandbox.start();
+  const script = 'sleep 1000 & echo $! >&2; exec sleep 1000';
+  const more = { env: ['PATH=/usr/bin:/bin'], essential: false };
+  await sandbox.spawn('helper', ['/bin/sh', '-c', script], more);
+  const stderr = () => readLog(join(sandbox.dir, 'helper.stderr'));
+  const child = Number((await until('pid', () => /^(\d+)\n/m.exec(stderr()) ?? undefined))[1]);
+  assert.ok(alive(child));
+  const kill = { name: 'helper', signal: 15 };
+  await sandbox.call('SignalSpawned', rpc.SignalSpawnedRequest, rpc.Empty, kill);
+  await until('end of the child', () => !alive(child));
+  const [entry] = await sandbox.entries();
+  assert.deepEqual([entry?.kind, entry?.process, entry?.wait_status], ['spawned-exit', 'helper', 15]);
+});
+
 test('an intended shutdown is one, and everything of the sandbox is gone after it', async () => {
   await using sandbox = await Sandbox.start();
   await sandbox.boot();
@@ -184,7 +199,7 @@ test('spawn: exec failures name errno, memory is inherited, readiness is awaited
   const memory = { name: 'guest', size_bytes: 4096n };
   await sandbox.call('CreateMemory', rpc.CreateMemoryRequest, rpc.CreateMemoryResponse, memory);
   const script =
-    'stat -Lc %s /proc/self/fd/9 >&2; readlink /proc/self/fd/9 >&2; ls /proc/self/fd | tr "\\n" " " >&2; echo >&2; sleep 1000';
+    'stat -Lc %s /proc/self/fd/9 >&2; readlink /proc/self/fd/9 >&2; ls /proc/self/fd | tr "\\n" " " >&2; echo >&2; exec sleep 1000';
   await sandbox.spawn('m', ['/bin/sh', '-c', script], {
     fds: [{ memory: 'guest', target_fd: 9 }],
     env: ['PATH=/usr/bin:/bin'],
@@ -211,7 +226,7 @@ test('spawn: exec failures name errno, memory is inherited, readiness is awaited
     essential: false,
   });
   await assert.rejects(hangs, (error: TtrpcError) => error.status === STATUS.DEADLINE_EXCEEDED);
-  const noisy = ['/bin/sh', '-c', 'head -c 3000000 /dev/zero | tr "\\0" x >&2; echo; echo END; sleep 1000'];
+  const noisy = ['/bin/sh', '-c', 'head -c 3000000 /dev/zero | tr "\\0" x >&2; echo; echo END; exec sleep 1000'];
   await sandbox.spawn('noisy', noisy, { env: ['PATH=/usr/bin:/bin'], essential: false });
   await until('noisy end', () => readLog(join(sandbox.dir, 'noisy.stderr')).includes('END'));
   const total = ['noisy.stderr', 'noisy.stderr.1'].map((name) => readLog(join(sandbox.dir, name)).length);

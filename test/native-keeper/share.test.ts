@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import * as rpc from '../../src/rpc/keeper.ts';
 import { STATUS, type TtrpcError } from '../../src/ttrpc/index.ts';
-import { Sandbox } from './support.ts';
+import { Sandbox, until } from './support.ts';
 
 const share = (sandbox: Sandbox, id: string, what: Partial<rpc.ShareRequest>) =>
   sandbox.call('Share', rpc.ShareRequest, rpc.ShareResponse, { id, ...what });
@@ -55,7 +55,7 @@ test('a helper in a slave namespace sees what is shared later', async () => {
   await using sandbox = await Sandbox.start();
   const seen = join(sandbox.dir, 'shared/late/file');
   // As virtiofsd does: an own namespace, slave to the keeper's.
-  const script = `until cat ${seen} >&2 2>/dev/null; do sleep 0.02; done; sleep 1000`;
+  const script = `until cat ${seen} >&2 2>/dev/null; do sleep 0.02; done; exec sleep 1000`;
   await sandbox.spawn('virtiofsd', ['/usr/bin/unshare', '-m', '--propagation', 'slave', '/bin/sh', '-c', script], {
     env: ['PATH=/usr/bin:/bin'],
   });
@@ -64,10 +64,10 @@ test('a helper in a slave namespace sees what is shared later', async () => {
   writeFileSync(join(source, 'file'), 'late\n');
   await share(sandbox, 'late', { host_path: { source, read_only: true } });
   const tail = { source: 'virtiofsd', max_lines: 1 };
-  for (;;) {
+  await until('late file', async () => {
     const { text } = await sandbox.call('Tail', rpc.TailRequest, rpc.TailResponse, tail);
-    if (text === 'late') break;
-  }
+    return text === 'late';
+  });
 });
 
 test('layers are stacked, topmost last, writable above an upper directory', async (t) => {

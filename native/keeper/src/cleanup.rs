@@ -97,6 +97,10 @@ fn end(process: &Recorded) -> Result<(), String> {
         Ok(ticks) if ticks == process.start_time_ticks => {}
         _ => return Ok(()),
     }
+    // Spawned processes lead a group of their own.
+    if unsafe { libc::getpgid(process.pid) } == process.pid {
+        unsafe { libc::kill(-process.pid, libc::SIGKILL) };
+    }
     match sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL) {
         Err(error) if error.raw_os_error() != Some(libc::ESRCH) => return Err(describe(error)),
         _ => {}

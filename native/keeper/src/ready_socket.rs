@@ -5,11 +5,10 @@ use crate::spawn::{describe_wait_status, Spawned, VMM};
 use crate::sys;
 use kata_protocol::envelope::Status;
 use kata_protocol::ttrpc::Code;
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::Duration;
 
 /// Answers when `socket` listens. Errors: FAILED_PRECONDITION when the process ends first, DEADLINE_EXCEEDED after
@@ -67,7 +66,7 @@ fn listens(path: &Path) -> io::Result<bool> {
     Ok(table.split(|byte| *byte == b'\n').any(|line| {
         let mut fields = line.split(|byte| *byte == b' ').filter(|field| !field.is_empty());
         let accepts = fields.nth(3) == Some(ACCEPTS.as_bytes());
-        accepts && fields.nth(3).is_some_and(|name| PathBuf::from(OsString::from_vec(name.to_vec())) == path)
+        accepts && fields.nth(3).is_some_and(|name| name == path.as_os_str().as_bytes())
     }))
 }
 

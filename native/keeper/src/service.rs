@@ -70,10 +70,11 @@ struct EngineHandler {
 impl Handler for EngineHandler {
     fn call(&self, request: Request) -> HandlerFuture {
         let own = request.service == KEEPER_SERVICE;
-        if !self.greeted.get() && !(own && request.method == "Hello") {
+        let hello = own && request.method == "Hello";
+        if !self.greeted.get() && !hello {
             return refuse(status(Code::FailedPrecondition, "the first call of a connection is Keeper/Hello"));
         }
-        if own && request.method == "Hello" {
+        if hello {
             let answer = decode(&request.payload).and_then(|hello| self.hello(hello));
             return Box::pin(std::future::ready(answer.map(|answer| answer.encode_to_vec())));
         }

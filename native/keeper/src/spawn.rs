@@ -250,11 +250,15 @@ async fn collect_output(mut output: pipe::Receiver, mut file: BoundedFile, silen
     silent.send_replace(true);
 }
 
-/// Waits until the process has ended and reaps it.
+/// Waits until the process has ended, ends what it left behind, and reaps it.
 pub async fn reap(process: &Spawned) -> io::Result<i32> {
     let watcher = sys::watch(process.pidfd.try_clone()?)?;
     loop {
         let mut guard = watcher.readable().await?;
+        // What the process started and left behind is in its session's group, whose number is held until it is reaped.
+        if sys::has_ended(process.pid) {
+            unsafe { libc::kill(-process.pid, libc::SIGKILL) };
+        }
         if let Some(wait_status) = sys::reap(process.pid)? {
             return Ok(wait_status);
         }

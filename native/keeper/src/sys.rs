@@ -47,6 +47,14 @@ pub fn reap(pid: i32) -> io::Result<Option<i32>> {
     Ok((result == pid as libc::c_long).then_some(status))
 }
 
+/// Whether an own child has ended, leaving it to be reaped.
+pub fn has_ended(pid: i32) -> bool {
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: `info` outlives the call; si_pid is valid after success.
+    unsafe { libc::waitid(libc::P_PID, pid as libc::id_t, &mut info, flags) == 0 && info.si_pid() == pid }
+}
+
 pub fn memfd(name: &str, size: u64) -> io::Result<OwnedFd> {
     let name = CString::new(name).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     let fd = owned(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) } as libc::c_long)?;

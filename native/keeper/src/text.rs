@@ -34,8 +34,8 @@ pub fn last_lines(text: &[u8], max_lines: usize) -> &[u8] {
     if max_lines == 0 {
         return &[];
     }
-    let starts = text.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
-    let start = starts.skip(max_lines - 1).next().unwrap_or(0);
+    let mut starts = text.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
+    let start = starts.nth(max_lines - 1).unwrap_or(0);
     &text[start..]
 }
 

@@ -1,12 +1,15 @@
 import type { CallOptions, Device, DeviceAddress, MachineSpec } from '../model/index.ts';
 
+/** The name among `SpawnOptions.fds` of the kernel's vsock device with the guest's context id set. */
+export const VHOST_VSOCK = 'vhost-vsock';
+
 export interface SpawnOptions {
   /** Unique in the sandbox: "vmm", "vsock", "virtiofsd-<id>". */
   name: string;
   argv: readonly string[];
   /** The whole environment. */
   env: readonly string[];
-  /** Memory files that the process inherits. */
+  /** Memory files that the process inherits, by the name given to createMemory; or VHOST_VSOCK. */
   fds: readonly { memory: string; targetFd: number }[];
   /** The sandbox ends when this process ends. */
   essential: boolean;

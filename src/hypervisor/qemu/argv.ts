@@ -13,6 +13,8 @@ import {
 
 /** Number under which the VMM inherits the guest's memory file. */
 export const MEMORY_FD = 10;
+/** Number under which it inherits the kernel's vsock device, which has the guest's context id already. */
+export const VSOCK_FD = 11;
 
 /**
  * QEMU's command line for a validated spec. Machine options leave out what a container's guest never uses: each device left
@@ -99,7 +101,10 @@ function on(spec: MachineSpec, model: string, properties: string, slot: number):
 
 function vsock(spec: MachineSpec): string[] {
   if (spec.vsock.mode === 'kernel')
-    return ['-device', on(spec, 'vhost-vsock', `guest-cid=${spec.vsock.guestCid},id=vsock0`, SLOT_VSOCK)];
+    return [
+      '-device',
+      on(spec, 'vhost-vsock', `guest-cid=${spec.vsock.guestCid},vhostfd=${VSOCK_FD},id=vsock0`, SLOT_VSOCK),
+    ];
   return [
     ...['-chardev', `socket,id=vsock,path=${vhostVsockSocket(spec.vsock.directory)}`],
     ...['-device', on(spec, 'vhost-user-vsock', 'chardev=vsock,id=vsock0', SLOT_VSOCK)],

@@ -10,7 +10,15 @@ import type {
   MachineSpec,
 } from '../../model/index.ts';
 import { CLEAN_ENV, fileSizeBytes, writeFileAtomic } from '../../os/index.ts';
-import type { AgentAddress, Machine, MachineEvent, MachineHost, PersistedMachine, ProcessExit } from '../machine.ts';
+import {
+  type AgentAddress,
+  type Machine,
+  type MachineEvent,
+  type MachineHost,
+  type PersistedMachine,
+  type ProcessExit,
+  VHOST_VSOCK,
+} from '../machine.ts';
 import { validateDevice } from '../validate.ts';
 import {
   blockNode,
@@ -19,6 +27,7 @@ import {
   MEMORY_FD,
   nodeName,
   qemuArgv,
+  VSOCK_FD,
   virtiofsdArgv,
   vsockDeviceArgv,
 } from './argv.ts';
@@ -157,7 +166,10 @@ export class QemuMachine implements Machine {
         name: VMM,
         argv: qemuArgv(spec),
         env: ENV,
-        fds: [{ memory: spec.memory.name, targetFd: MEMORY_FD }],
+        fds: [
+          { memory: spec.memory.name, targetFd: MEMORY_FD },
+          ...(spec.vsock.mode === 'kernel' ? [{ memory: VHOST_VSOCK, targetFd: VSOCK_FD }] : []),
+        ],
         essential: true,
         readySocket: monitorSocket(spec),
       },

@@ -78,7 +78,7 @@ test('the command line of a microvm under kvm with the kernel’s vsock and priv
   assert.equal(after('-smp'), '2,maxcpus=4,sockets=1,cores=4,threads=1');
   assert.equal(after('-append'), 'quiet panic=-1 cryptomgr.notests=1 agent.log=debug');
   assert.equal(after('-serial'), 'none');
-  assert.ok(argv.includes('vhost-vsock-device,guest-cid=77,id=vsock0'));
+  assert.ok(argv.includes('vhost-vsock-device,guest-cid=77,vhostfd=11,id=vsock0'));
   assert.ok(argv.includes('memory-backend-file,id=mem,size=268435456,mem-path=/proc/self/fd/10,share=off'));
   assert.ok(!argv.some((word) => word.includes('pci')));
 });

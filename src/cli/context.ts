@@ -62,7 +62,7 @@ export class Context {
   }
 
   /**
-   * One call of the API. A call that changes something carries a request id, so that it is repeated once, without being
+   * One call of the API. A call that changes something carries a request id, so that it is repeated, without being
    * done twice, when the engine went away in the middle of it.
    */
   async call<K extends EndpointName>(name: K, args: ApiArguments<K>, options: CallOptions = {}): Promise<ApiAnswer<K>> {

@@ -23,6 +23,10 @@ const ENGINE_BOUNDS: ReadonlySet<EndpointName> = new Set<EndpointName>([
 /** All others only look something up or flip a state. */
 const CALL_TIMEOUT_MS = 60_000;
 
+/** How often a call may meet an engine that goes away; the pause before the next grows with each. */
+const ATTEMPTS = 5;
+const RETRY_MS = 50;
+
 /** What a command gets: where things are, the engine when it asks for it, and the three standard streams. */
 export class Context {
   readonly locations: Locations;
@@ -70,13 +74,15 @@ export class Context {
     const { randomUUID } = await import('node:crypto');
     const bound = ENGINE_BOUNDS.has(name) ? {} : { timeoutMs: CALL_TIMEOUT_MS };
     const call = { ...bound, ...options, requestId: randomUUID() };
-    try {
-      return await client.call(name, args, call);
-    } catch (error) {
-      if (!(error instanceof KataError) || error.code !== 'ENGINE_UNAVAILABLE') throw error;
-      this.#client = undefined;
-      return (await this.client()).call(name, args, call);
-    }
+    for (let attempt = 1; ; attempt += 1)
+      try {
+        return await (attempt === 1 ? client : await this.client()).call(name, args, call);
+      } catch (error) {
+        if (!(error instanceof KataError) || error.code !== 'ENGINE_UNAVAILABLE' || attempt === ATTEMPTS) throw error;
+        this.#client = undefined;
+        // A process that is being killed still takes connections until its last descriptor is closed.
+        await new Promise((done) => setTimeout(done, attempt * RETRY_MS));
+      }
   }
 
   /** Makes sure that the named pieces of the installation are there; builds or fetches what is missing. */

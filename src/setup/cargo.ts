@@ -10,7 +10,7 @@ import { installTool, type Tool, type Tools } from './tools.ts';
 
 const NATIVE = ['kata-keeper', 'kata-agent'] as const;
 
-/** A program from crates.io, pinned. */
+/** A published crate with a program, pinned. */
 export interface CratePin {
   name: string;
   version: string;
@@ -77,7 +77,7 @@ async function staticFlags(context: SetupContext, targetDir: string): Promise<st
   ];
 }
 
-/** Builds a program of crates.io with the lock file that it was published with. */
+/** Builds a published program with the lock file that it was published with. */
 export async function installCrate(
   context: SetupContext,
   rust: Toolchain,
@@ -94,11 +94,11 @@ export async function installCrate(
     env: { CARGO_TARGET_DIR: join(work, 'target'), ...PROGRESS_ENV },
     onLine: cargoProgress(progress),
     signal,
-    hint: 'check the network; crates.io must be reachable',
+    hint: 'check the network; the crate registry must be reachable',
   });
   const tool = await installTool(context.assets, pin.name, join(root, 'bin', pin.name), {
     version: pin.version,
-    builtWith: `rustc ${rust.version}, crates.io ${pin.name} ${pin.version}`,
+    builtWith: `rustc ${rust.version}, crate ${pin.name} ${pin.version}`,
   });
   await rm(work, { recursive: true, force: true });
   return tool;

@@ -192,7 +192,7 @@ function crateStep(
 ): Step {
   return {
     name: pin.name,
-    reason: `building ${pin.version} from crates.io; it ${reason}`,
+    reason: `building the published crate ${pin.version}; it ${reason}`,
     after: ['rust'],
     run: async (progress, signal) => {
       if (libraries.length > 0) await installPackages(context, libraries, pin.name, progress, signal);

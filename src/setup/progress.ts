@@ -94,7 +94,7 @@ class LineProgress extends TimedProgress {
   }
 
   protected tick(): void {
-    for (const step of this.running) this.note(`${step.name}: ${step.text} (${elapsed(step)})`);
+    for (const step of this.running) this.note(`${step.name}: ${step.text || 'still at it'} (${elapsed(step)})`);
   }
 }
 

@@ -20,7 +20,8 @@ export function findAssets(dir: string, wish: AssetWish): Assets {
     binaries: {
       vmm: tool('qemu-system-x86_64'),
       vsockDevice: tool('vhost-device-vsock'),
-      ...(wish.sharing ? { virtiofsd: tool('virtiofsd') } : {}),
+      // Also where nothing is shared yet: a container that joins the machine later may need it.
+      ...(wish.sharing || isInstalled(dir, 'virtiofsd') ? { virtiofsd: tool('virtiofsd') } : {}),
     },
     guest: findGuest(dir),
   };
@@ -33,6 +34,11 @@ export function findTool(dir: string, name: string): string {
   const absolute = resolve(dir, path);
   if (!existsSync(absolute)) throw missing(name, `${absolute} does not exist`);
   return absolute;
+}
+
+function isInstalled(dir: string, name: string): boolean {
+  const path = readTools(dir)[name]?.path;
+  return typeof path === 'string' && existsSync(resolve(dir, path));
 }
 
 function findGuest(dir: string): Assets['guest'] {

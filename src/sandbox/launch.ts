@@ -8,8 +8,9 @@ import { KeeperMachineHost } from './machine-host.ts';
 import type { Phases } from './phases.ts';
 import { type ContainerPlan, needsSharing } from './plan.ts';
 import type { SandboxRecord } from './records.ts';
-import { planShares, type Sandbox, SHARED_MOUNT, sharedDevice, shareSource } from './sandbox.ts';
+import type { Sandbox } from './sandbox.ts';
 import type { Assets } from './services.ts';
+import { planShares, SHARED_MOUNT, sharedDevice, shareSource } from './sharing.ts';
 
 const KEEPER_TIMEOUT_MS = 15_000;
 const MACHINE_TIMEOUT_MS = 30_000;

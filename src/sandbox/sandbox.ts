@@ -5,7 +5,7 @@ import { KataError, Mutex } from '../base/index.ts';
 import type { Machine } from '../hypervisor/index.ts';
 import type { Device } from '../model/index.ts';
 import type { Process } from '../oci/index.ts';
-import { GUEST_SHARED, SHARED_TAG, type Share } from '../storage/index.ts';
+import type { Share } from '../storage/index.ts';
 import { type Ending, endSandbox } from './ending.ts';
 import { failpoint } from './failpoints.ts';
 import { writeGuestFiles } from './guest-files.ts';
@@ -15,6 +15,7 @@ import type { Phases } from './phases.ts';
 import { type ContainerPlan, needsSharing, type StreamWish } from './plan.ts';
 import { type ExecRecord, SandboxRecord } from './records.ts';
 import type { Keeper, SandboxEvents, SandboxServices } from './services.ts';
+import { planShares, requireVirtiofsd, SHARED_MOUNT, sharedDevice, shareSource } from './sharing.ts';
 import { StateFile } from './state-file.ts';
 import { nextSandboxState, type SandboxEvent } from './states.ts';
 
@@ -308,6 +309,7 @@ export class Sandbox {
     for (const share of shares) await keeper.share(share.id, shareSource(share), { signal });
     const wanted = [...devices];
     if (shares.length > 0 && this.#record.shared === 'no') {
+      requireVirtiofsd(to);
       wanted.unshift(sharedDevice(this.runDir));
       this.update({ shared: 'container' });
     }
@@ -364,33 +366,4 @@ async function create(
 function machineOf(machine: Machine | undefined): Machine {
   if (machine === undefined) throw new KataError('VMM_EXITED', 'the virtual machine has ended', { phase: 'plug' });
   return machine;
-}
-
-export const planShares = (plan: Pick<ContainerPlan, 'rootfs' | 'shares'>): Share[] => [
-  ...plan.rootfs.shares,
-  ...plan.shares,
-];
-
-export const sharedDevice = (runDir: string): Device => ({
-  kind: 'fs',
-  id: 'shared',
-  tag: SHARED_TAG,
-  sharedDir: join(runDir, 'shared'),
-  cache: 'auto',
-});
-
-export const SHARED_MOUNT = {
-  driver: 'virtio-fs',
-  driverOptions: [],
-  source: SHARED_TAG,
-  fstype: 'virtiofs',
-  options: [],
-  mountPoint: GUEST_SHARED,
-  shared: true,
-};
-
-export function shareSource(share: Share): Parameters<Keeper['share']>[1] {
-  return share.kind === 'path'
-    ? { kind: 'host-path', source: share.source, readOnly: share.readOnly }
-    : { kind: 'layered', layers: share.layers, upperDir: share.upperDir, workDir: share.workDir };
 }

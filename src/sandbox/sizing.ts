@@ -2,8 +2,8 @@ import { formatBytes, KataError } from '../base/index.ts';
 
 const MIB = 2 ** 20;
 const DEFAULT_MEMORY_BYTES = 256 * MIB;
-/** Kernel, its initrd and the agent, as measured in a guest of 256 MiB. */
-const GUEST_BASE_BYTES = 80 * MIB;
+/** Kernel, its initrd, the agent and what the guest keeps free, as measured: a container can fill its own limit. */
+const GUEST_BASE_BYTES = 128 * MIB;
 /** The kernel keeps 64 bytes for each page of 4096. */
 const PAGE_STRUCT_SHARE = 64;
 const MAX_DISK_BYTES = 16 * 2 ** 40;
@@ -23,7 +23,7 @@ export interface HostCapacity {
 
 /**
  * The virtual machine for a container's limits: whole processors for `cpus` (default 1), and so much memory that `memoryBytes` (default
- * 256 MiB) are left for the container beside the guest's own 80 MiB and its page structures (1/64), in whole MiB. RESOURCE_EXHAUSTED
+ * 256 MiB) are left for the container beside the guest's own 128 MiB and its page structures (1/64), in whole MiB. RESOURCE_EXHAUSTED
  * when the host cannot hold it at all.
  */
 export function machineSize(wanted: Wanted, host: HostCapacity): { vcpus: number; memoryBytes: number } {

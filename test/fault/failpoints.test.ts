@@ -39,7 +39,9 @@ async function cleanUp(): Promise<void> {
     assert.ok(listed.length <= 1, `${listed.length} containers are called ${name}`);
     if (listed.length === 1) await env.ok(['rm', '-f', name]);
   }
-  await until(() => env.residue().every((one) => !RESIDUE.includes(one.kind)), 'nothing is left');
+  const left = (): string[] =>
+    env.residue().flatMap(({ kind, what }) => (RESIDUE.includes(kind) ? [`${kind} ${what}`] : []));
+  await until(() => left().length === 0, 'nothing is left').catch(() => assert.deepEqual(left(), []));
 }
 
 test('there is a failpoint at every step', () => {

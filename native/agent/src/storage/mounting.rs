@@ -2,6 +2,7 @@
 use super::Surroundings;
 use crate::failure::{internal, invalid, Context, Result};
 use crate::mount_options::{parse, MountOptions};
+use kata_protocol::envelope::Status;
 use kata_protocol::grpc::{FsGroup, Storage};
 use kata_protocol::types::FsGroupChangePolicy;
 use std::ffi::CString;
@@ -32,7 +33,7 @@ pub(super) async fn mount(storage: &Storage, target: &str, around: &Surroundings
         "virtio-fs" | "9p" => {
             create_mount_point(target_path)?;
             let kind = if storage.fstype.is_empty() { "virtiofs" } else { &storage.fstype };
-            mount_raw(&storage.source, target, kind, &parse(words))?;
+            mount_share(&storage.source, target, kind, &parse(words), around).await?;
             true
         }
         "ephemeral" => {
@@ -96,12 +97,38 @@ fn create_mount_point(path: &Path) -> Result<()> {
     fs::create_dir_all(path).context(|| format!("storage: create {}", path.display()))
 }
 
+/// Mounts a share, and waits for one that is plugged just now: until its driver knows the tag, virtio-fs says EINVAL. An
+/// option that the kernel does not know is told in the same way, after the same time.
+async fn mount_share(source: &str, target: &str, kind: &str, options: &MountOptions, around: &Surroundings) -> Result<()> {
+    let mut refusal = None;
+    let look = || match try_mount(source, target, kind, options) {
+        Err((failure, Some(libc::EINVAL))) if kind == "virtiofs" => {
+            refusal = Some(failure);
+            Ok(None)
+        }
+        outcome => outcome.map(Some).map_err(|(failure, _)| failure),
+    };
+    let mounted = around.uevents.wait_for(&format!("the share {source}"), around.hotplug_timeout, look).await;
+    mounted.map_err(|timeout| refusal.unwrap_or(timeout))
+}
+
 /// mount(2). Errors: INTERNAL naming source, type, target and the kernel's reason.
 pub fn mount_raw(source: &str, target: &str, kind: &str, options: &MountOptions) -> Result<()> {
+    try_mount(source, target, kind, options).map_err(|(failure, _)| failure)
+}
+
+/// As mount_raw; with the kernel's errno where it was asked.
+fn try_mount(
+    source: &str,
+    target: &str,
+    kind: &str,
+    options: &MountOptions,
+) -> std::result::Result<(), (Status, Option<i32>)> {
+    let unasked = |failure| (failure, None);
     if options.data.len() > MAX_MOUNT_DATA_BYTES {
-        return Err(invalid(format!("storage: options of {target} are longer than {MAX_MOUNT_DATA_BYTES} bytes")));
+        return Err(unasked(invalid(format!("storage: options of {target} are longer than {MAX_MOUNT_DATA_BYTES} bytes"))));
     }
-    let text = |text: &str| CString::new(text).map_err(|_| invalid("storage: a NUL byte in a mount"));
+    let text = |text: &str| CString::new(text).map_err(|_| unasked(invalid("storage: a NUL byte in a mount")));
     let (source_c, target_c, kind_c, data_c) = (text(source)?, text(target)?, text(kind)?, text(&options.data)?);
     // SAFETY: every pointer is a NUL-terminated string that outlives the call.
     let done = unsafe {
@@ -116,7 +143,8 @@ pub fn mount_raw(source: &str, target: &str, kind: &str, options: &MountOptions)
         Some(libc::EINVAL) => " (wrong file system, or an option that the kernel does not know)",
         _ => "",
     };
-    Err(internal(format!("storage: mount {source} ({kind}, options {:?}) at {target}: {error}{hint}", options.data)))
+    let failure = internal(format!("storage: mount {source} ({kind}, options {:?}) at {target}: {error}{hint}", options.data));
+    Err((failure, error.raw_os_error()))
 }
 
 /// A bind mount honours read-only and its like only when remounted with them.

@@ -34,11 +34,9 @@ async function life(): Promise<Map<string, number | null>> {
 }
 
 async function cleanUp(): Promise<void> {
-  for (const name of ['a', 'b']) {
-    const listed = (await env.ok(['ps', '-aq', '--filter', `name=^${name}$`])).split('\n').filter(Boolean);
-    assert.ok(listed.length <= 1, `${listed.length} containers are called ${name}`);
-    if (listed.length === 1) await env.ok(['rm', '-f', name]);
-  }
+  const names = (await env.ok(['ps', '-a', '--format', '{{.Names}}'])).split('\n').filter(Boolean);
+  assert.equal(new Set(names).size, names.length, `two containers have one name: ${names.join(' ')}`);
+  for (const name of names) await env.ok(['rm', '-f', name]);
   const left = (): string[] =>
     env.residue().flatMap(({ kind, what }) => (RESIDUE.includes(kind) ? [`${kind} ${what}`] : []));
   await until(() => left().length === 0, 'nothing is left').catch(() => assert.deepEqual(left(), []));

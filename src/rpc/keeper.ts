@@ -180,7 +180,7 @@ export interface CreateProcessRequest {
   log:
     | LogSpec
     | undefined;
-  /** Hold output until a client attached (a token must have been asked for with hold=true), 30 s at most. */
+  /** Hold output until a client attached, 30 s at most. */
   wait_client: boolean;
   timeout_ms: number;
 }

@@ -286,7 +286,7 @@ test('daemon: one lock, no inherited descriptors, a session of its own', async (
   const [lock, log] = [join(sandbox.dir, 'lock'), join(sandbox.dir, 'log')];
   const daemon = (script: string) => ['daemon', '--lock', lock, '--log', log, '--', '/bin/sh', '-c', script];
   const script =
-    'pwd; ls -l /proc/self/fd; sed -n "s/.*) S \\([0-9]* [0-9]* [0-9]*\\).*/stat \\1/p" /proc/$$/stat; exec sleep 1000';
+    'pwd; ls -l /proc/self/fd; sed -n "s/.*) [A-Z] \\([0-9]* [0-9]* [0-9]*\\).*/stat \\1/p" /proc/$$/stat; exec sleep 1000';
   const first = spawn(KEEPER, daemon(script), { stdio: ['pipe', 'ignore', 'ignore', 'pipe'] });
   const told = await until('first daemon', () => /^stat .*$/m.test(readLog(log)) && readLog(log));
   assert.match(told, /^\/\n/);

@@ -44,7 +44,9 @@ pub async fn await_ready(keeper: Rc<Keeper>, listener: GuestListener) {
     let since_start = keeper.find_spawned(VMM).map_or(0, |vmm| vmm.started.elapsed().as_micros() as u64);
     let state = match ReadyMessage::decode(message.as_slice()) {
         Err(error) => AgentState::Failed(format!("the agent's ready message is malformed: {error}")),
-        Ok(ready) if !ready.failure.is_empty() => AgentState::Failed(text::escape(text::cut(&ready.failure, 4096).as_bytes())),
+        Ok(ready) if !ready.failure.is_empty() => {
+            AgentState::Failed(text::escape(text::cut(&ready.failure, 4096).as_bytes()))
+        }
         Ok(ready) => match connect(&keeper, ready).await {
             Ok(agent) => AgentState::Connected(agent),
             Err(error) => AgentState::Failed(format!("connection to the agent: {error}")),
@@ -67,7 +69,10 @@ async fn read_ready(mut stream: UnixStream) -> io::Result<Vec<u8>> {
     let read = async {
         let length = stream.read_u32().await? as usize;
         if length > MAX_READY_BYTES {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{length} bytes, at most {MAX_READY_BYTES}")));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{length} bytes, at most {MAX_READY_BYTES}"),
+            ));
         }
         let mut message = vec![0; length];
         stream.read_exact(&mut message).await?;
@@ -90,7 +95,9 @@ pub fn connected(keeper: &Keeper) -> Result<Agent, Status> {
     match &*keeper.agent.borrow() {
         AgentState::Connected(agent) => Ok(agent.clone()),
         AgentState::Waiting => Err(status(Code::FailedPrecondition, "the guest agent is not ready yet")),
-        AgentState::Failed(reason) => Err(status(Code::FailedPrecondition, format!("the guest agent failed: {reason}"))),
+        AgentState::Failed(reason) => {
+            Err(status(Code::FailedPrecondition, format!("the guest agent failed: {reason}")))
+        }
     }
 }
 
@@ -142,10 +149,12 @@ async fn watch_events(keeper: Rc<Keeper>, agent: Agent) {
     loop {
         let event: Result<(u64, String, String), Status> = if extended {
             let request = NextEventRequest { after_sequence };
-            let answer = agent.client.call::<_, NextEventResponse>(EXTENSION_SERVICE, "NextEvent", &request, None).await;
+            let answer =
+                agent.client.call::<_, NextEventResponse>(EXTENSION_SERVICE, "NextEvent", &request, None).await;
             answer.map(|event| (event.sequence, event.container_id, event.kind))
         } else {
-            let answer = agent.client.call::<_, OomEvent>(AGENT_SERVICE, "GetOOMEvent", &GetOomEventRequest {}, None).await;
+            let answer =
+                agent.client.call::<_, OomEvent>(AGENT_SERVICE, "GetOOMEvent", &GetOomEventRequest {}, None).await;
             answer.map(|event| (0, event.container_id, "oom".to_owned()))
         };
         match event {
@@ -175,7 +184,12 @@ fn note_oom(keeper: &Keeper, container_id: &str) {
         return;
     }
     keeper.oom.borrow_mut().insert(container_id.to_owned());
-    let entry = JournalEntry { kind: "oom".into(), container_id: container_id.to_owned(), oom_killed: true, ..Default::default() };
+    let entry = JournalEntry {
+        kind: "oom".into(),
+        container_id: container_id.to_owned(),
+        oom_killed: true,
+        ..Default::default()
+    };
     keeper.record(entry);
 }
 

@@ -75,7 +75,11 @@ fn parse(text: &str) -> Result<(String, Vec<Recorded>), String> {
         let Value::Object(fields) = item else { return Err("expected an object for each process".to_owned()) };
         let find = |name: &str| fields.iter().find(|(other, _)| other == name).map(|(_, value)| value);
         match (find("name"), find("pid"), find("start_time_ticks")) {
-            (Some(Value::String(name)), Some(Value::Integer(pid @ 2..=0x7fff_ffff)), Some(Value::Integer(ticks @ 0..))) => {
+            (
+                Some(Value::String(name)),
+                Some(Value::Integer(pid @ 2..=0x7fff_ffff)),
+                Some(Value::Integer(ticks @ 0..)),
+            ) => {
                 processes.push(Recorded { name: name.clone(), pid: *pid as i32, start_time_ticks: *ticks as u64 });
             }
             _ => return Err("expected name, pid and start_time_ticks of each process".to_owned()),
@@ -127,7 +131,8 @@ mod tests {
         let text = r#"{"boot_id":"x","processes":[{"name":"vmm","pid":42,"start_time_ticks":7}]}"#;
         let (boot_id, processes) = parse(text).unwrap();
         assert_eq!((boot_id.as_str(), processes[0].pid, processes[0].start_time_ticks), ("x", 42, 7));
-        for bad in ["", "{}", "[]", &text.replace("42", "1"), &text.replace("42", "-1"), &text.replace("42", "\"42\"")] {
+        for bad in ["", "{}", "[]", &text.replace("42", "1"), &text.replace("42", "-1"), &text.replace("42", "\"42\"")]
+        {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

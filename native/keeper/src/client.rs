@@ -64,7 +64,9 @@ impl Client {
     async fn write(&self, writer: &mut OwnedWriteHalf, mut frame: &[u8]) -> io::Result<()> {
         while !frame.is_empty() {
             let spooling = self.spooling.notified();
-            if let Some(spool) = self.spool.borrow_mut().as_mut().filter(|spool| spool.len() + frame.len() <= SPOOL_BYTES) {
+            if let Some(spool) =
+                self.spool.borrow_mut().as_mut().filter(|spool| spool.len() + frame.len() <= SPOOL_BYTES)
+            {
                 spool.extend_from_slice(frame);
                 return Ok(());
             }
@@ -122,7 +124,9 @@ impl Client {
     /// Sends the last frame and ends the keeper's direction; `false` when the client took it not.
     pub async fn close_with(&self, frame: &[u8]) -> bool {
         let owed = self.spool.take().unwrap_or_default();
-        (owed.is_empty() || self.send(&owed).await) && self.send(frame).await && self.writer.lock().await.shutdown().await.is_ok()
+        (owed.is_empty() || self.send(&owed).await)
+            && self.send(frame).await
+            && self.writer.lock().await.shutdown().await.is_ok()
     }
 
     pub async fn close_with_exit(&self, exit: &Exit) -> bool {

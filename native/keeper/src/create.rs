@@ -7,10 +7,10 @@ use crate::process::{Options, Process, ProcessKey};
 use crate::pump;
 use crate::spawn::is_name;
 use crate::supervise;
+use crate::tokens::{Grant, MAX_TOKENS};
 use kata_protocol::envelope::Status;
 use kata_protocol::keeper::{CreateProcessRequest, OpenStreamRequest, OpenStreamResponse};
 use kata_protocol::ttrpc::{status, Code};
-use crate::tokens::{Grant, MAX_TOKENS};
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -54,7 +54,8 @@ pub async fn create_process(keeper: &Rc<Keeper>, request: CreateProcessRequest) 
             prost::encoding::uint32::encode(field, &port, &mut payload);
         }
     }
-    let bound = Duration::from_millis(u64::from(if request.timeout_ms == 0 { DEFAULT_TIMEOUT_MS } else { request.timeout_ms }));
+    let bound =
+        Duration::from_millis(u64::from(if request.timeout_ms == 0 { DEFAULT_TIMEOUT_MS } else { request.timeout_ms }));
     let created = tokio::select! {
         end = keeper.wait_end() => Err(status(Code::Unavailable, format!("{method}: the sandbox ended: {}", end.evidence))),
         answer = agent.client.call_raw(AGENT_SERVICE, method, payload, Some(bound)) => answer,

@@ -24,7 +24,12 @@ pub fn run(mut arguments: Arguments) -> Result<i32, String> {
     // Nothing has been opened yet; everything opened from here on but the lock is closed by exec.
     sys::close_from(3);
     let private = |options: &mut OpenOptions, path: &str| {
-        options.create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path).map_err(|error| format!("{path}: {error}"))
+        options
+            .create(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(path)
+            .map_err(|error| format!("{path}: {error}"))
     };
     let lock = private(OpenOptions::new().read(true).write(true), &lock_path)?;
     if !sys::record_lock(lock.as_fd()).map_err(|error| format!("{lock_path}: {error}"))? {

@@ -5,6 +5,8 @@ use crate::keeper::{Agent, AgentState, End, Keeper};
 use crate::spawn::{self, describe_wait_status, Spawned, VMM};
 use kata_protocol::grpc::{CheckRequest, HealthCheckResponse};
 use kata_protocol::keeper::JournalEntry;
+use std::fs;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -43,7 +45,8 @@ pub async fn watch_process(keeper: Rc<Keeper>, process: Rc<Spawned>) {
     if keeper.end_now().is_some() {
         return;
     }
-    let entry = JournalEntry { kind: "spawned-exit".into(), process: process.name.clone(), wait_status, ..Default::default() };
+    let entry =
+        JournalEntry { kind: "spawned-exit".into(), process: process.name.clone(), wait_status, ..Default::default() };
     keeper.record(entry);
     if process.essential {
         let end = explain(&keeper, &process, wait_status).await;
@@ -73,7 +76,10 @@ async fn explain(keeper: &Keeper, process: &Spawned, wait_status: i32) -> End {
         let _ = timeout(CONSOLE_GRACE, open.wait_for(|open| !open)).await;
     }
     let (process, wait_status) = culprit;
-    let facts = format!("{process} {} (wait status {wait_status})", describe_wait_status(wait_status));
+    let mut facts = format!("{process} {} (wait status {wait_status})", describe_wait_status(wait_status));
+    if libc::WIFSIGNALED(wait_status) && libc::WTERMSIG(wait_status) == libc::SIGKILL {
+        facts.extend(keeper.config.cgroups.iter().filter_map(|cgroup| host_oom(cgroup)));
+    }
     let panic = keeper.panic.borrow().clone();
     let (cause, evidence) = match panic {
         Some(line) => ("guest-panic", format!("console: {line}; {facts}")),
@@ -82,6 +88,14 @@ async fn explain(keeper: &Keeper, process: &Spawned, wait_status: i32) -> End {
         None => ("vmm-exited", facts),
     };
     End { cause: cause.to_owned(), evidence, process, wait_status }
+}
+
+/// What a cgroup tells about out-of-memory kills on the host: `memory.events` (cgroup v2) or `memory.oom_control` (v1).
+fn host_oom(cgroup: &Path) -> Option<String> {
+    let text =
+        ["memory.events", "memory.oom_control"].iter().find_map(|name| fs::read_to_string(cgroup.join(name)).ok())?;
+    let kills: u64 = text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()?;
+    (kills > 0).then(|| format!("; the host's OOM killer ended {kills} processes of {}", cgroup.display()))
 }
 
 /// Called once, when the console told a kernel panic. Anything in the guest that may write to the console can forge the
@@ -163,11 +177,25 @@ async fn finish(keeper: Rc<Keeper>) {
 fn release(keeper: &Keeper) {
     keeper.agent.send_replace(AgentState::Failed("the sandbox has ended".to_owned()));
     keeper.memory.borrow_mut().clear();
-    keeper.tokens.borrow_mut().clear();
     for problem in keeper.shares.borrow_mut().remove_all() {
         keeper.note(&problem);
     }
     if let Err(error) = spawn::write_pids(keeper) {
         keeper.note(&failure::from_io("pids.json", &error).message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_out_of_memory_kills_of_both_cgroup_versions() {
+        let dir = crate::testing::TempDir::new();
+        assert_eq!(host_oom(dir.path()), None);
+        fs::write(dir.path().join("memory.oom_control"), "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n").unwrap();
+        assert!(host_oom(dir.path()).unwrap().contains("ended 2 processes"));
+        fs::write(dir.path().join("memory.events"), "low 0\nmax 7\noom 0\noom_kill 0\n").unwrap();
+        assert_eq!(host_oom(dir.path()), None);
     }
 }

@@ -15,7 +15,7 @@ const LONGEST_DELAY: Duration = Duration::from_secs(10);
 const MAX_STARTS: u32 = 20;
 /// An engine that stayed connected so long is well: the next loss starts from the beginning.
 const HEALTHY: Duration = Duration::from_secs(60);
-/// The engine that started the keeper has so long to say Hello.
+/// An engine has so long from its start, or from the keeper's, to say Hello.
 const FIRST_HELLO: Duration = Duration::from_secs(10);
 
 pub async fn watch(keeper: Rc<Keeper>) {
@@ -42,13 +42,23 @@ pub async fn watch(keeper: Rc<Keeper>) {
             continue;
         }
         if starts == MAX_STARTS {
-            keeper.note(&format!("the engine did not come back after {MAX_STARTS} starts; the sandbox goes on without one"));
+            keeper.note(&format!(
+                "the engine did not come back after {MAX_STARTS} starts; the sandbox goes on without one"
+            ));
             let _ = engines.wait_for(|engines| *engines > 0).await;
             continue;
         }
         starts += 1;
         match start(&keeper) {
-            Ok(pid) => keeper.note(&format!("engine started as pid {pid}, start {starts} of {MAX_STARTS}")),
+            Ok(pid) => {
+                keeper.note(&format!("engine started as pid {pid}, start {starts} of {MAX_STARTS}"));
+                // An engine that is starting is left to it; one that ended early (another holds the lock) is not waited for.
+                let ended = tokio::task::spawn_local(reap(pid));
+                tokio::select! {
+                    _ = ended => {}
+                    _ = timeout(FIRST_HELLO, engines.wait_for(|engines| *engines > 0)) => {}
+                }
+            }
             Err(error) => keeper.note(&format!("engine {}: {error}", keeper.config.engine[0])),
         }
     }
@@ -73,11 +83,7 @@ fn start(keeper: &Keeper) -> io::Result<i32> {
             sys::check(libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut()) as libc::c_long).map(drop)
         })
     };
-    let pid = command.spawn()?.id() as i32;
-    tokio::task::spawn_local(async move {
-        let _ = reap(pid).await;
-    });
-    Ok(pid)
+    Ok(command.spawn()?.id() as i32)
 }
 
 async fn reap(pid: i32) -> io::Result<()> {

@@ -20,7 +20,9 @@ pub fn from_io(what: &str, error: &io::Error) -> Status {
         Some(libc::ENOENT | libc::ENOTDIR) => Code::NotFound,
         Some(libc::EEXIST) => Code::AlreadyExists,
         Some(libc::EACCES | libc::EPERM) => Code::PermissionDenied,
-        Some(libc::ENOSPC | libc::EDQUOT | libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN) => Code::ResourceExhausted,
+        Some(libc::ENOSPC | libc::EDQUOT | libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN) => {
+            Code::ResourceExhausted
+        }
         Some(libc::EINVAL | libc::ENAMETOOLONG | libc::ELOOP) => Code::InvalidArgument,
         Some(libc::ECONNREFUSED | libc::ECONNRESET | libc::EPIPE) => Code::Unavailable,
         _ => Code::Internal,

@@ -77,7 +77,10 @@ pub async fn read_token(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Str
 
 /// Reads one frame; `None` when the client closed between two. Errors: `InvalidData` for a frame that breaks the table,
 /// `stdin_credit` being the bytes of stdin it may still send (more may be granted while this waits for a frame).
-pub async fn read_client(reader: &mut (impl AsyncRead + Unpin), stdin_credit: &Cell<usize>) -> io::Result<Option<ClientFrame>> {
+pub async fn read_client(
+    reader: &mut (impl AsyncRead + Unpin),
+    stdin_credit: &Cell<usize>,
+) -> io::Result<Option<ClientFrame>> {
     let mut header = [0; HEADER_BYTES];
     if reader.read(&mut header[..1]).await? == 0 {
         return Ok(None);

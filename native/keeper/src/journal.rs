@@ -145,7 +145,14 @@ mod tests {
     use super::*;
 
     fn exit(id: &str) -> JournalEntry {
-        JournalEntry { kind: "exit".into(), container_id: id.into(), status: 137, cause: "oom".into(), oom_killed: true, ..Default::default() }
+        JournalEntry {
+            kind: "exit".into(),
+            container_id: id.into(),
+            status: 137,
+            cause: "oom".into(),
+            oom_killed: true,
+            ..Default::default()
+        }
     }
 
     #[test]

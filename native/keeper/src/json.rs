@@ -253,7 +253,8 @@ mod tests {
 
     #[test]
     fn parses_what_it_writes() {
-        let text = Writer::object().string("a\n", "x\"\\\u{7}é\u{2028}").raw("n", -42).raw("o", Writer::object().end()).end();
+        let text =
+            Writer::object().string("a\n", "x\"\\\u{7}é\u{2028}").raw("n", -42).raw("o", Writer::object().end()).end();
         let expected = Value::Object(vec![
             ("a\n".to_owned(), Value::String("x\"\\\u{7}é\u{2028}".to_owned())),
             ("n".to_owned(), Value::Integer(-42)),
@@ -264,16 +265,35 @@ mod tests {
 
     #[test]
     fn parses_surrogates_and_nesting() {
-        assert_eq!(parse(r#"["\ud83d\ude00", [true, null]]"#).unwrap(), Value::Array(vec![
-            Value::String("😀".to_owned()),
-            Value::Array(vec![Value::Bool(true), Value::Null]),
-        ]));
+        assert_eq!(
+            parse(r#"["\ud83d\ude00", [true, null]]"#).unwrap(),
+            Value::Array(vec![Value::String("😀".to_owned()), Value::Array(vec![Value::Bool(true), Value::Null]),])
+        );
     }
 
     #[test]
     fn refuses_what_is_not_json() {
         let deep = "[".repeat(20);
-        for bad in ["", "{", "[1,]", "{\"a\":1,}", "{\"a\":1,\"a\":2}", "01", "1.5", "1e3", "\"\t\"", "\"\\x\"", "\"\\ud800\"", "tru", "1 2", "99999999999999999999", "-", "{a:1}", "\"\\u12\"", &deep] {
+        for bad in [
+            "",
+            "{",
+            "[1,]",
+            "{\"a\":1,}",
+            "{\"a\":1,\"a\":2}",
+            "01",
+            "1.5",
+            "1e3",
+            "\"\t\"",
+            "\"\\x\"",
+            "\"\\ud800\"",
+            "tru",
+            "1 2",
+            "99999999999999999999",
+            "-",
+            "{a:1}",
+            "\"\\u12\"",
+            &deep,
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

@@ -91,7 +91,8 @@ impl Keeper {
 
     /// Journals an entry; a full disk is noted, the entry is told from memory all the same.
     pub fn record(&self, entry: JournalEntry) {
-        let summary = format!("{} {}{} {} {}", entry.kind, entry.container_id, entry.process, entry.cause, entry.evidence);
+        let summary =
+            format!("{} {}{} {} {}", entry.kind, entry.container_id, entry.process, entry.cause, entry.evidence);
         if let Err(error) = self.journal.borrow_mut().append(entry) {
             self.note(&format!("journal.jsonl: {error}"));
         }

@@ -18,7 +18,8 @@ const BOUND: Duration = Duration::from_millis(4500);
 pub fn print_probe() -> i32 {
     let reason = probe();
     let usable = reason.is_none();
-    let reason = reason.unwrap_or_else(|| "a guest ran through real mode, long mode, SSE, cmpxchg16b and XSAVE".to_owned());
+    let reason =
+        reason.unwrap_or_else(|| "a guest ran through real mode, long mode, SSE, cmpxchg16b and XSAVE".to_owned());
     println!("{}", Writer::object().raw("usable", usable).string("reason", &reason).end());
     0
 }
@@ -31,7 +32,8 @@ fn probe() -> Option<String> {
         return Some(format!("pipe: {}", std::io::Error::last_os_error()));
     }
     // SAFETY: both descriptors were just made and belong to nobody else.
-    let (mut reader, mut writer) = unsafe { (std::fs::File::from_raw_fd(pipe[0]), std::fs::File::from_raw_fd(pipe[1])) };
+    let (mut reader, mut writer) =
+        unsafe { (std::fs::File::from_raw_fd(pipe[0]), std::fs::File::from_raw_fd(pipe[1])) };
     // SAFETY: this process has one thread; the child may do what it likes.
     match unsafe { libc::fork() } {
         -1 => Some(format!("fork: {}", std::io::Error::last_os_error())),

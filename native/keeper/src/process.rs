@@ -130,7 +130,10 @@ impl Process {
     #[cfg(test)]
     pub fn for_test() -> Rc<Self> {
         let key = ProcessKey { container_id: "c".into(), exec_id: String::new() };
-        Process::new(key, Options { stdin: None, stdin_once: false, stdout: true, stderr: true, log: None, hold: false })
+        Process::new(
+            key,
+            Options { stdin: None, stdin_once: false, stdout: true, stderr: true, log: None, hold: false },
+        )
     }
 
     pub fn output(&self, stream: Stream) -> &Output {
@@ -170,7 +173,8 @@ impl Process {
     pub fn dismiss_clients(&self) {
         let Some(exit) = self.exit.borrow().clone() else { return };
         self.clients.borrow_mut().retain(|client| {
-            let complete = Stream::BOTH.iter().all(|stream| !client.wants(*stream) || self.output(*stream).is_settled());
+            let complete =
+                Stream::BOTH.iter().all(|stream| !client.wants(*stream) || self.output(*stream).is_settled());
             if complete {
                 client.finish(Rc::clone(&exit));
             }

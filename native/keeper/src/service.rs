@@ -27,13 +27,16 @@ const MAX_TAIL_LINES: usize = 1000;
 /// For a call that is passed through without a bound of its own.
 const PASS_BOUND: Duration = Duration::from_secs(120);
 /// Calls that the keeper alone makes.
-const RESERVED: [&str; 7] = ["WaitProcess", "GetOOMEvent", "NextEvent", "WriteStdin", "ReadStdout", "ReadStderr", "CloseStdin"];
+const RESERVED: [&str; 7] =
+    ["WaitProcess", "GetOOMEvent", "NextEvent", "WriteStdin", "ReadStdout", "ReadStderr", "CloseStdin"];
 
 pub async fn serve(keeper: Rc<Keeper>, listener: UnixListener) {
     let connections = Rc::new(Cell::new(0usize));
     loop {
         match listener.accept().await {
-            Ok((stream, _)) if connections.get() < MAX_CONNECTIONS && matches!(sys::peer(stream.as_fd()), Ok((_, 0))) => {
+            Ok((stream, _))
+                if connections.get() < MAX_CONNECTIONS && matches!(sys::peer(stream.as_fd()), Ok((_, 0))) =>
+            {
                 connections.set(connections.get() + 1);
                 let (keeper, connections) = (Rc::clone(&keeper), Rc::clone(&connections));
                 tokio::task::spawn_local(async move {
@@ -94,7 +97,8 @@ impl EngineHandler {
             self.keeper.note(&format!("engine {} (pid {}) connected", request.engine_version, request.engine_pid));
         }
         let pid = std::process::id() as i32;
-        let start_time_ticks = sys::start_time_ticks(pid).map_err(|error| failure::from_io("/proc/self/stat", &error))?;
+        let start_time_ticks =
+            sys::start_time_ticks(pid).map_err(|error| failure::from_io("/proc/self/stat", &error))?;
         Ok(HelloResponse {
             version: if meets { PROTOCOL_VERSION } else { 0 },
             keeper_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -133,7 +137,10 @@ where
 }
 
 /// The same for work that waits for nothing.
-fn at_once<Q: Message + Default, R: Message>(payload: &[u8], work: impl FnOnce(Q) -> Result<R, Status>) -> HandlerFuture {
+fn at_once<Q: Message + Default, R: Message>(
+    payload: &[u8],
+    work: impl FnOnce(Q) -> Result<R, Status>,
+) -> HandlerFuture {
     let result = decode(payload).and_then(work);
     Box::pin(std::future::ready(result.map(|answer| answer.encode_to_vec())))
 }
@@ -141,11 +148,15 @@ fn at_once<Q: Message + Default, R: Message>(payload: &[u8], work: impl FnOnce(Q
 fn own_call(keeper: Rc<Keeper>, method: &str, payload: &[u8]) -> HandlerFuture {
     match method {
         "State" => at_once(payload, |_: StateRequest| Ok(state(&keeper))),
-        "CreateMemory" => at_once(payload, |request| spawn::create_memory(&keeper, request).map(|()| CreateMemoryResponse {})),
+        "CreateMemory" => {
+            at_once(payload, |request| spawn::create_memory(&keeper, request).map(|()| CreateMemoryResponse {}))
+        }
         "Spawn" => answer(payload, |request| async move { spawn::spawn(&keeper, request).await }),
         "SignalSpawned" => at_once(payload, |request| spawn::signal_spawned(&keeper, request).map(|()| Empty {})),
         "Share" => at_once(payload, |request| share(&keeper, request)),
-        "Unshare" => at_once(payload, |request: UnshareRequest| keeper.shares.borrow_mut().remove(&request.id).map(|()| Empty {})),
+        "Unshare" => at_once(payload, |request: UnshareRequest| {
+            keeper.shares.borrow_mut().remove(&request.id).map(|()| Empty {})
+        }),
         "AwaitAgent" => answer(payload, |request| async move { agent::await_agent(&keeper, request).await }),
         "CreateProcess" => answer(payload, |request| async move {
             create::create_process(&keeper, request).await.map(|()| CreateProcessResponse {})
@@ -164,9 +175,12 @@ fn own_call(keeper: Rc<Keeper>, method: &str, payload: &[u8]) -> HandlerFuture {
         "Tail" => at_once(payload, |request: TailRequest| {
             let lines = (request.max_lines as usize).clamp(1, MAX_TAIL_LINES);
             let text = failure::tail(&keeper, &request.source, lines);
-            text.map(|text| TailResponse { text }).ok_or_else(|| failure::not_found(format!("source {:?}", request.source)))
+            text.map(|text| TailResponse { text })
+                .ok_or_else(|| failure::not_found(format!("source {:?}", request.source)))
         }),
-        "Shutdown" => answer(payload, |request| async move { shutdown::run(&keeper, request).await.map(|()| Empty {}) }),
+        "Shutdown" => {
+            answer(payload, |request| async move { shutdown::run(&keeper, request).await.map(|()| Empty {}) })
+        }
         other => refuse(status(Code::Unimplemented, format!("{KEEPER_SERVICE}/{other}"))),
     }
 }
@@ -227,7 +241,9 @@ async fn pass(keeper: Rc<Keeper>, request: Request) -> Result<Vec<u8>, Status> {
     }
     let agent = agent::connected(&keeper)?;
     let removed = match method.as_str() {
-        "RemoveContainer" => RemoveContainerRequest::decode(payload.as_slice()).ok().map(|request| request.container_id),
+        "RemoveContainer" => {
+            RemoveContainerRequest::decode(payload.as_slice()).ok().map(|request| request.container_id)
+        }
         _ => None,
     };
     let bound = if timeout_nano > 0 { Duration::from_nanos(timeout_nano as u64) } else { PASS_BOUND };

@@ -81,7 +81,9 @@ impl Shares {
     fn detach(&self, id: &str) -> io::Result<()> {
         let target = self.root.join(id);
         match sys::unmount(&target, libc::MNT_DETACH) {
-            Err(error) if error.raw_os_error() != Some(libc::EINVAL) && error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+            Err(error) if error.raw_os_error() != Some(libc::EINVAL) && error.raw_os_error() != Some(libc::ENOENT) => {
+                Err(error)
+            }
             _ => remove_mount_point(&target),
         }
     }

@@ -34,7 +34,9 @@ pub async fn run(keeper: &Rc<Keeper>, request: ShutdownRequest) -> Result<(), St
     });
     match ended {
         Ok(_) => Ok(()),
-        Err(_) => Err(status(Code::DeadlineExceeded, "a process of the sandbox does not end; the keeper exits all the same")),
+        Err(_) => {
+            Err(status(Code::DeadlineExceeded, "a process of the sandbox does not end; the keeper exits all the same"))
+        }
     }
 }
 

@@ -77,7 +77,10 @@ pub fn is_name(text: &str) -> bool {
 pub fn create_memory(keeper: &Keeper, request: CreateMemoryRequest) -> Result<(), Status> {
     let mut memory = keeper.memory.borrow_mut();
     if !is_name(&request.name) || request.name == VHOST_VSOCK || request.size_bytes > i64::MAX as u64 {
-        return Err(status(Code::InvalidArgument, format!("memory {:?} of {} bytes", request.name, request.size_bytes)));
+        return Err(status(
+            Code::InvalidArgument,
+            format!("memory {:?} of {} bytes", request.name, request.size_bytes),
+        ));
     }
     if memory.contains_key(&request.name) {
         return Err(status(Code::AlreadyExists, format!("memory {} exists", request.name)));
@@ -85,8 +88,9 @@ pub fn create_memory(keeper: &Keeper, request: CreateMemoryRequest) -> Result<()
     if memory.len() >= MAX_MEMORIES {
         return Err(status(Code::ResourceExhausted, format!("{MAX_MEMORIES} memories exist")));
     }
-    let fd = sys::memfd(&request.name, request.size_bytes)
-        .map_err(|error| failure::from_io(&format!("memfd {} of {} bytes", request.name, request.size_bytes), &error))?;
+    let fd = sys::memfd(&request.name, request.size_bytes).map_err(|error| {
+        failure::from_io(&format!("memfd {} of {} bytes", request.name, request.size_bytes), &error)
+    })?;
     memory.insert(request.name, fd);
     Ok(())
 }
@@ -96,7 +100,9 @@ pub fn signal_spawned(keeper: &Keeper, request: SignalSpawnedRequest) -> Result<
     let process = keeper.find_spawned(&request.name).filter(|process| process.runs()).ok_or_else(gone)?;
     match process.signal(request.signal as i32) {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Err(gone()),
-        result => result.map_err(|error| failure::from_io(&format!("signal {} to {}", request.signal, request.name), &error)),
+        result => {
+            result.map_err(|error| failure::from_io(&format!("signal {} to {}", request.signal, request.name), &error))
+        }
     }
 }
 
@@ -126,13 +132,18 @@ fn check(keeper: &Keeper, request: &SpawnRequest) -> Result<(), Status> {
         return Err(status(Code::FailedPrecondition, "the sandbox has ended"));
     }
     if !is_name(&request.name) || request.argv.is_empty() || !request.argv[0].starts_with('/') {
-        return Err(status(Code::InvalidArgument, format!("process {:?} needs a name and an absolute program", request.name)));
+        return Err(status(
+            Code::InvalidArgument,
+            format!("process {:?} needs a name and an absolute program", request.name),
+        ));
     }
     let texts = request.argv.iter().chain(&request.env);
     if texts.clone().any(|text| text.contains('\0')) || request.env.iter().any(|pair| !pair.contains('=')) {
         return Err(status(Code::InvalidArgument, "argv and env hold no NUL, env holds NAME=VALUE"));
     }
-    if keeper.spawning.borrow().contains(&request.name) || keeper.find_spawned(&request.name).is_some_and(|old| old.runs()) {
+    if keeper.spawning.borrow().contains(&request.name)
+        || keeper.find_spawned(&request.name).is_some_and(|old| old.runs())
+    {
         return Err(status(Code::AlreadyExists, format!("a process {:?} runs", request.name)));
     }
     if keeper.spawned.borrow().len() >= MAX_SPAWNED {
@@ -142,7 +153,8 @@ fn check(keeper: &Keeper, request: &SpawnRequest) -> Result<(), Status> {
 }
 
 fn start(keeper: &Rc<Keeper>, request: &SpawnRequest) -> Result<Rc<Spawned>, Status> {
-    let describe = |error: &io::Error| failure::from_io(&format!("exec {} for {}", request.argv[0], request.name), error);
+    let describe =
+        |error: &io::Error| failure::from_io(&format!("exec {} for {}", request.argv[0], request.name), error);
     let inherited = inherited_fds(keeper, request)?;
     let placeholders = Placeholders::occupy(&inherited).map_err(|error| describe(&error))?;
     let (output_end, reading_end) = pipe::pipe().map_err(|error| describe(&error))?;
@@ -191,7 +203,8 @@ fn prepare_child(parent: libc::pid_t, inherited: &[(RawFd, RawFd)]) -> io::Resul
     // All copies are made before the first target is overwritten: a target may be another memory's number.
     let mut copies = [0; MAX_MEMORIES];
     for (copy, (source, _)) in copies.iter_mut().zip(inherited) {
-        *copy = sys::check(unsafe { libc::fcntl(*source, libc::F_DUPFD_CLOEXEC, FIRST_FREE_FD) } as libc::c_long)? as RawFd;
+        *copy =
+            sys::check(unsafe { libc::fcntl(*source, libc::F_DUPFD_CLOEXEC, FIRST_FREE_FD) } as libc::c_long)? as RawFd;
     }
     for (copy, (_, target)) in copies.iter().zip(inherited) {
         sys::check(unsafe { libc::dup2(*copy, *target) } as libc::c_long)?;
@@ -206,7 +219,8 @@ fn inherited_fds(keeper: &Keeper, request: &SpawnRequest) -> Result<Vec<(RawFd, 
     let memory = keeper.memory.borrow();
     let mut pairs: Vec<(RawFd, RawFd)> = Vec::new();
     for fd in &request.fds {
-        let target_is_free = (3..FIRST_FREE_FD).contains(&fd.target_fd) && pairs.iter().all(|pair| pair.1 != fd.target_fd);
+        let target_is_free =
+            (3..FIRST_FREE_FD).contains(&fd.target_fd) && pairs.iter().all(|pair| pair.1 != fd.target_fd);
         if !target_is_free || pairs.len() >= MAX_MEMORIES {
             return Err(status(Code::InvalidArgument, format!("target descriptor {}", fd.target_fd)));
         }

@@ -74,7 +74,8 @@ pub async fn run(keeper: Rc<Keeper>, process: Rc<Process>, agent: Agent) {
 
 fn forget(keeper: &Keeper, process: &Rc<Process>) {
     keeper.note(&format!("{} was removed without having run", process.key));
-    let exit = Exit { code: 137, cause: "process".into(), evidence: "the container was removed".into(), ..Default::default() };
+    let exit =
+        Exit { code: 137, cause: "process".into(), evidence: "the container was removed".into(), ..Default::default() };
     process.exit.send_replace(Some(Rc::new(exit)));
     for output in &process.outputs {
         output.announce(0);
@@ -91,28 +92,31 @@ fn ended_with(end: &End) -> Outcome {
 /// `None`: the container was removed before the process ever ran.
 async fn wait(keeper: &Keeper, process: &Process, agent: &Agent) -> Option<Outcome> {
     let (container_id, exec_id) = (process.key.container_id.clone(), process.key.exec_id.clone());
-    let answer: Result<WaitProcessExtResponse, Status> = if agent.ready.extensions.iter().any(|name| name == WAIT_EXTENSION) {
-        let request = WaitProcessExtRequest { container_id, exec_id };
-        agent.client.call(EXTENSION_SERVICE, "WaitProcess", &request, None).await
-    } else {
-        let request = WaitProcessRequest { container_id, exec_id };
-        let answer = agent.client.call::<_, WaitProcessResponse>(AGENT_SERVICE, "WaitProcess", &request, None).await;
-        answer.map(|answer| WaitProcessExtResponse {
-            status: answer.status,
-            stdout_bytes: u64::MAX,
-            stderr_bytes: u64::MAX,
-            signal: if (129..=192).contains(&answer.status) { (answer.status - 128) as u32 } else { 0 },
-            oom_killed: answer.status == 137 && keeper.oom.borrow().contains(&process.key.container_id),
-            exited_at_unix_nanos: 0,
-        })
-    };
+    let answer: Result<WaitProcessExtResponse, Status> =
+        if agent.ready.extensions.iter().any(|name| name == WAIT_EXTENSION) {
+            let request = WaitProcessExtRequest { container_id, exec_id };
+            agent.client.call(EXTENSION_SERVICE, "WaitProcess", &request, None).await
+        } else {
+            let request = WaitProcessRequest { container_id, exec_id };
+            let answer =
+                agent.client.call::<_, WaitProcessResponse>(AGENT_SERVICE, "WaitProcess", &request, None).await;
+            answer.map(|answer| WaitProcessExtResponse {
+                status: answer.status,
+                stdout_bytes: u64::MAX,
+                stderr_bytes: u64::MAX,
+                signal: if (129..=192).contains(&answer.status) { (answer.status - 128) as u32 } else { 0 },
+                oom_killed: answer.status == 137 && keeper.oom.borrow().contains(&process.key.container_id),
+                exited_at_unix_nanos: 0,
+            })
+        };
     match answer {
         Ok(answer) => {
             let oom = answer.oom_killed && answer.signal == libc::SIGKILL as u32;
             let cause = if oom { "oom" } else { "process" };
             let announced = [answer.stdout_bytes, answer.stderr_bytes];
             let quiet = if announced == [u64::MAX; 2] { UNANNOUNCED_QUIET } else { ANNOUNCED_QUIET };
-            let exit = Exit { code: answer.status, signal: answer.signal, oom, cause: cause.into(), evidence: String::new() };
+            let exit =
+                Exit { code: answer.status, signal: answer.signal, oom, cause: cause.into(), evidence: String::new() };
             Some(Outcome { exit, announced, quiet })
         }
         Err(refusal) if refusal.code == Code::Unavailable as i32 => {

@@ -94,7 +94,8 @@ pub fn peer(socket: BorrowedFd) -> io::Result<(i32, u32)> {
     let mut cred = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
     let mut size = std::mem::size_of::<libc::ucred>() as libc::socklen_t;
     let pointer = (&raw mut cred).cast();
-    check(unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, pointer, &mut size) } as libc::c_long)?;
+    check(unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, pointer, &mut size) }
+        as libc::c_long)?;
     Ok((cred.pid, cred.uid))
 }
 
@@ -103,7 +104,13 @@ pub fn unshare_mounts() -> io::Result<()> {
     check(unsafe { libc::unshare(libc::CLONE_NEWNS) } as libc::c_long).map(drop)
 }
 
-pub fn mount(source: Option<&Path>, target: &Path, fstype: Option<&CStr>, flags: libc::c_ulong, data: Option<&CStr>) -> io::Result<()> {
+pub fn mount(
+    source: Option<&Path>,
+    target: &Path,
+    fstype: Option<&CStr>,
+    flags: libc::c_ulong,
+    data: Option<&CStr>,
+) -> io::Result<()> {
     let source = source.map(c_path).transpose()?;
     let target = c_path(target)?;
     let pointer = |text: Option<&CStr>| text.map_or(std::ptr::null(), CStr::as_ptr);
@@ -121,7 +128,8 @@ pub fn unmount(target: &Path, flags: i32) -> io::Result<()> {
 
 /// A detached copy of the mount tree at `path` with everything below it (open_tree(2), OPEN_TREE_CLONE).
 pub fn clone_tree(at: BorrowedFd) -> io::Result<OwnedFd> {
-    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | (libc::AT_RECURSIVE | libc::AT_EMPTY_PATH) as libc::c_uint;
+    let flags =
+        libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | (libc::AT_RECURSIVE | libc::AT_EMPTY_PATH) as libc::c_uint;
     owned(unsafe { libc::syscall(libc::SYS_open_tree, at.as_raw_fd(), c"".as_ptr(), flags) })
 }
 
@@ -140,8 +148,10 @@ pub fn set_tree_attributes(tree: BorrowedFd, read_only: bool, propagation: u64) 
     let attributes = MountAttributes { set, clear: 0, propagation, userns_fd: 0 };
     let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
     let size = std::mem::size_of::<MountAttributes>();
-    check(unsafe { libc::syscall(libc::SYS_mount_setattr, tree.as_raw_fd(), c"".as_ptr(), flags, &raw const attributes, size) })
-        .map(drop)
+    check(unsafe {
+        libc::syscall(libc::SYS_mount_setattr, tree.as_raw_fd(), c"".as_ptr(), flags, &raw const attributes, size)
+    })
+    .map(drop)
 }
 
 /// Attaches a detached mount tree at `target` (move_mount(2)).
@@ -149,7 +159,14 @@ pub fn attach_tree(tree: BorrowedFd, target: &Path) -> io::Result<()> {
     const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
     let target = c_path(target)?;
     let result = unsafe {
-        libc::syscall(libc::SYS_move_mount, tree.as_raw_fd(), c"".as_ptr(), libc::AT_FDCWD, target.as_ptr(), MOVE_MOUNT_F_EMPTY_PATH)
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH,
+        )
     };
     check(result).map(drop)
 }

@@ -9,7 +9,9 @@ pub fn escape(bytes: &[u8]) -> String {
                 '\n' | '\t' => out.push(character),
                 '\r' => {}
                 // Bidirectional and line-separator controls rearrange what a person reads.
-                '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => out.extend(character.escape_unicode()),
+                '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                    out.extend(character.escape_unicode())
+                }
                 _ if character.is_control() => push_hex(&mut out, character as u32 as u8),
                 _ => out.push(character),
             }

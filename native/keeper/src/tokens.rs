@@ -51,10 +51,6 @@ impl Tokens {
         let (expires, grant) = self.grants.remove(token)?;
         (expires > now).then_some(grant)
     }
-
-    pub fn clear(&mut self) {
-        self.grants.clear();
-    }
 }
 
 #[cfg(test)]

@@ -24,7 +24,10 @@ pub enum GuestVsock {
         /// the device's order.
         given: Mutex<u32>,
     },
-    Kernel { cid: u32, device: OwnedFd },
+    Kernel {
+        cid: u32,
+        device: OwnedFd,
+    },
 }
 
 pub enum GuestListener {
@@ -46,7 +49,8 @@ impl GuestVsock {
                 let device = OwnedFd::from(fs::OpenOptions::new().read(true).write(true).open("/dev/vhost-vsock")?);
                 let cid = choose_cid(random_cid, |cid| {
                     let cid = u64::from(cid);
-                    let result = unsafe { libc::ioctl(device.as_raw_fd(), VHOST_VSOCK_SET_GUEST_CID as _, &raw const cid) };
+                    let result =
+                        unsafe { libc::ioctl(device.as_raw_fd(), VHOST_VSOCK_SET_GUEST_CID as _, &raw const cid) };
                     sys::check(result as libc::c_long).map(drop)
                 })?;
                 Ok(GuestVsock::Kernel { cid, device })
@@ -149,7 +153,10 @@ fn random_cid() -> io::Result<u32> {
 }
 
 /// Tries random CIDs until `set` takes one. 0 to 2 and the all-ones value are reserved (vsock(7)).
-fn choose_cid(mut random: impl FnMut() -> io::Result<u32>, mut set: impl FnMut(u32) -> io::Result<()>) -> io::Result<u32> {
+fn choose_cid(
+    mut random: impl FnMut() -> io::Result<u32>,
+    mut set: impl FnMut(u32) -> io::Result<()>,
+) -> io::Result<u32> {
     for _ in 0..CID_ATTEMPTS {
         let cid = random()? & 0x7fff_ffff;
         if cid < 3 {
@@ -226,13 +233,23 @@ mod tests {
     fn chooses_another_cid_when_one_is_taken() {
         let mut candidates = [1u32, 2, 7, 0x8000_0008, 9].into_iter();
         let mut tried = Vec::new();
-        let cid = choose_cid(|| Ok(candidates.next().unwrap()), |cid| {
-            tried.push(cid);
-            if cid == 7 { Err(io::Error::from_raw_os_error(libc::EADDRINUSE)) } else { Ok(()) }
-        });
+        let cid = choose_cid(
+            || Ok(candidates.next().unwrap()),
+            |cid| {
+                tried.push(cid);
+                if cid == 7 {
+                    Err(io::Error::from_raw_os_error(libc::EADDRINUSE))
+                } else {
+                    Ok(())
+                }
+            },
+        );
         assert_eq!((cid.unwrap(), tried), (8, vec![7, 8]));
         let mut attempts = 0;
-        let full = choose_cid(random_cid, |_| { attempts += 1; Err(io::Error::from_raw_os_error(libc::EADDRINUSE)) });
+        let full = choose_cid(random_cid, |_| {
+            attempts += 1;
+            Err(io::Error::from_raw_os_error(libc::EADDRINUSE))
+        });
         assert!(full.is_err() && attempts <= CID_ATTEMPTS);
         let denied = choose_cid(random_cid, |_| Err(io::Error::from_raw_os_error(libc::EACCES)));
         assert_eq!(denied.unwrap_err().raw_os_error(), Some(libc::EACCES));

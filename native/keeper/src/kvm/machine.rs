@@ -57,7 +57,9 @@ fn map(what: &str, bytes: usize, flags: i32, fd: RawFd) -> Result<*mut u8, Strin
 /// Runs the probe's guest to its end. The error is a reason that a person can act on.
 pub fn run() -> Result<(), String> {
     let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm").map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => "there is no /dev/kvm: the CPU's virtualisation is off or the kvm module is not loaded".to_owned(),
+        io::ErrorKind::NotFound => {
+            "there is no /dev/kvm: the CPU's virtualisation is off or the kvm module is not loaded".to_owned()
+        }
         _ => format!("/dev/kvm: {error}"),
     })?;
     let version = ioctl("KVM_GET_API_VERSION", kvm.as_raw_fd(), KVM_GET_API_VERSION, 0)?;
@@ -92,8 +94,12 @@ pub fn run() -> Result<(), String> {
         match unsafe { exit(run) } {
             Exit::Halted if steps == guest::STEPS.len() => return Ok(()),
             Exit::Halted => return Err(format!("the guest halted while {}", doing(steps))),
-            Exit::Step(letter) if guest::STEPS.get(steps).is_some_and(|(expected, _)| *expected == letter) => steps += 1,
-            Exit::Step(guest::WRONG) => return Err(format!("an instruction gave a wrong result while {}", doing(steps))),
+            Exit::Step(letter) if guest::STEPS.get(steps).is_some_and(|(expected, _)| *expected == letter) => {
+                steps += 1
+            }
+            Exit::Step(guest::WRONG) => {
+                return Err(format!("an instruction gave a wrong result while {}", doing(steps)))
+            }
             Exit::Step(letter) => return Err(format!("unexpected step {letter:#x} while {}", doing(steps))),
             Exit::Again => {}
             Exit::Failed(reason) => return Err(format!("{reason} while {}", doing(steps))),
@@ -149,8 +155,12 @@ unsafe fn exit(run: *const u8) -> Exit {
         KVM_EXIT_HLT => Exit::Halted,
         KVM_EXIT_INTR => Exit::Again,
         KVM_EXIT_SHUTDOWN => Exit::Failed("the guest's CPU shut down (triple fault)".to_owned()),
-        KVM_EXIT_FAIL_ENTRY => Exit::Failed(format!("KVM failed to enter the guest (hardware reason {:#x})", word(EXIT_DATA))),
-        KVM_EXIT_INTERNAL_ERROR if word(EXIT_DATA) == 1 => Exit::Failed("KVM internal error: emulation failure".to_owned()),
+        KVM_EXIT_FAIL_ENTRY => {
+            Exit::Failed(format!("KVM failed to enter the guest (hardware reason {:#x})", word(EXIT_DATA)))
+        }
+        KVM_EXIT_INTERNAL_ERROR if word(EXIT_DATA) == 1 => {
+            Exit::Failed("KVM internal error: emulation failure".to_owned())
+        }
         KVM_EXIT_INTERNAL_ERROR => Exit::Failed(format!("KVM internal error {}", word(EXIT_DATA))),
         reason => Exit::Failed(format!("KVM exit {reason}")),
     }

@@ -237,7 +237,7 @@ pub struct CreateProcessRequest {
     pub stdin_once: bool,
     #[prost(message, optional, tag = "7")]
     pub log: ::core::option::Option<LogSpec>,
-    /// Hold output until a client attached (a token must have been asked for with hold=true), 30 s at most.
+    /// Hold output until a client attached, 30 s at most.
     #[prost(bool, tag = "8")]
     pub wait_client: bool,
     #[prost(uint32, tag = "9")]

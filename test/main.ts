@@ -51,8 +51,10 @@ const RUN: Record<Suite, () => Promise<Outcome>> = {
   unit: () => nodeTests(REPO, 'unit', [...testFiles('test/architecture'), ...testFiles('test/unit')], {}),
   native: async () => {
     const crates = await cargoTests(REPO, 'native', ['test', ...CARGO, '--workspace']);
+    const keeper = await nodeTests(REPO, 'native', testFiles('test/native-keeper'), { namespaces: true });
     const builds = await nodeTests(REPO, 'native', testFiles('test/integration'), {});
-    for (const key of ['passed', 'failed', 'skipped'] as const) crates.counts[key] += builds.counts[key];
+    for (const key of ['passed', 'failed', 'skipped'] as const)
+      crates.counts[key] += keeper.counts[key] + builds.counts[key];
     return crates;
   },
   e2e: () => inNamespaces('e2e'),

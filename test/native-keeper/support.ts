@@ -11,9 +11,12 @@ import { TtrpcClient } from '../../src/ttrpc/index.ts';
 import { FakeGuest } from './fake-guest.ts';
 
 const REPO = resolve(import.meta.dirname, '../..');
-/** The binary under test. */
+const ASSETS = process.env.KATA_ASSETS ?? join(REPO, '.kata');
+
+/** The binary under test: $KATA_KEEPER, else what set-up built. */
 export const KEEPER =
-  process.env.KATA_KEEPER ?? join(REPO, 'native/target/x86_64-unknown-linux-musl/release/kata-keeper');
+  process.env.KATA_KEEPER ??
+  resolve(ASSETS, JSON.parse(readFileSync(join(ASSETS, 'tools.json'), 'utf8'))['kata-keeper'].path);
 const UID = '0123456789ab';
 const HANG_GUARD_MS = 60_000;
 

@@ -99,7 +99,13 @@ fn create_mount_point(path: &Path) -> Result<()> {
 
 /// Mounts a share, and waits for one that is plugged just now: until its driver knows the tag, virtio-fs says EINVAL. An
 /// option that the kernel does not know is told in the same way, after the same time.
-async fn mount_share(source: &str, target: &str, kind: &str, options: &MountOptions, around: &Surroundings) -> Result<()> {
+async fn mount_share(
+    source: &str,
+    target: &str,
+    kind: &str,
+    options: &MountOptions,
+    around: &Surroundings,
+) -> Result<()> {
     let mut refusal = None;
     let look = || match try_mount(source, target, kind, options) {
         Err((failure, Some(libc::EINVAL))) if kind == "virtiofs" => {
@@ -126,7 +132,9 @@ fn try_mount(
 ) -> std::result::Result<(), (Status, Option<i32>)> {
     let unasked = |failure| (failure, None);
     if options.data.len() > MAX_MOUNT_DATA_BYTES {
-        return Err(unasked(invalid(format!("storage: options of {target} are longer than {MAX_MOUNT_DATA_BYTES} bytes"))));
+        return Err(unasked(invalid(format!(
+            "storage: options of {target} are longer than {MAX_MOUNT_DATA_BYTES} bytes"
+        ))));
     }
     let text = |text: &str| CString::new(text).map_err(|_| unasked(invalid("storage: a NUL byte in a mount")));
     let (source_c, target_c, kind_c, data_c) = (text(source)?, text(target)?, text(kind)?, text(&options.data)?);
@@ -143,7 +151,8 @@ fn try_mount(
         Some(libc::EINVAL) => " (wrong file system, or an option that the kernel does not know)",
         _ => "",
     };
-    let failure = internal(format!("storage: mount {source} ({kind}, options {:?}) at {target}: {error}{hint}", options.data));
+    let failure =
+        internal(format!("storage: mount {source} ({kind}, options {:?}) at {target}: {error}{hint}", options.data));
     Err((failure, error.raw_os_error()))
 }
 

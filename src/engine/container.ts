@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import { Mutex } from '../base/index.ts';
+import { KataError, Mutex } from '../base/index.ts';
 import {
   type ContainerEvent,
   ContainerRecord,
@@ -69,6 +69,23 @@ export class Container {
   /** Goes through the transition table; CONFLICT or NOT_RUNNING where it refuses. */
   apply(event: ContainerEvent, change: Partial<ContainerRecord> = {}): void {
     this.update({ ...change, state: nextContainerState(this.state, event) });
+  }
+
+  /**
+   * For what has happened whether it can be stored or not (the disk may be full). Answers the reason when it could not: the next engine
+   * will not know of it.
+   */
+  applyAnyway(event: ContainerEvent, change: Partial<ContainerRecord> = {}): KataError | undefined {
+    const next = { ...this.#record, ...change, state: nextContainerState(this.state, event) };
+    this.#record = next;
+    let failure: KataError | undefined;
+    try {
+      this.#file.write(next);
+    } catch (error) {
+      failure = KataError.from(error, 'state');
+    }
+    this.notify();
+    return failure;
   }
 
   notify(): void {

@@ -139,12 +139,14 @@ export class Engine {
     await container.mutex.run(async () => {
       // A start that failed has recorded its own end; a later run is in another sandbox.
       if (container.isRemoved || sandboxOf(container.state) !== uid) return;
-      container.apply(
+      const unstored = container.applyAnyway(
         { event: 'exit', exit, at: new Date(end.atUnixMs).toISOString() },
         { droppedLines: container.record.droppedLines + end.droppedLines },
       );
       this.emit('die', container, { exitCode: String(exit.code) });
       this.afterExit(container, uid);
+      // Not acknowledged then: the keeper's journal tells the next engine.
+      if (unstored !== undefined) throw unstored;
     });
   }
 

@@ -98,7 +98,10 @@ class Attempt {
       plan = planOf(container);
       const host = this.#joins();
       sandbox = host ?? (await this.#newSandbox(plan));
-      container.apply({ event: 'start', sandboxUid: sandbox.uid }, { startRequestId: options.requestId });
+      container.apply(
+        { event: 'start', sandboxUid: sandbox.uid },
+        { startRequestId: options.requestId, bootId: sandbox.record.bootId },
+      );
       failpoint('start.recorded');
       if (host !== undefined) {
         await host.join(container.id);
@@ -144,10 +147,11 @@ class Attempt {
       cause: 'start-failed',
       evidence: error.evidence.join('\n'),
     };
-    container.apply(
+    const unstored = container.applyAnyway(
       { event: 'start-failed', exit, error: error.message, at: new Date().toISOString() },
       { startup: this.#phases.timings },
     );
+    if (unstored !== undefined) this.#engine.log(`container ${container.id}: ${unstored.message}`);
     this.#engine.emit('die', container, { exitCode: String(exit.code) });
     return {
       error,

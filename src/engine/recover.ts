@@ -145,7 +145,7 @@ async function losesSandbox(engine: Engine, container: Container): Promise<void>
     code: 137,
     signal: 9,
     oomKilled: false,
-    cause: 'host-reboot',
+    cause: container.record.bootId === (await engine.services.host.bootId()) ? 'keeper-died' : 'host-reboot',
     evidence: `no sandbox in ${engine.services.sandboxesDir}`,
   };
   container.apply({ event: 'exit', exit, at: new Date().toISOString() });

@@ -2,6 +2,7 @@ import { chmodSync, unlinkSync } from 'node:fs';
 import type { Server } from 'node:http';
 import { join } from 'node:path';
 import { createApiServer } from '../api/server.ts';
+import { KataError } from '../base/index.ts';
 import type { ImageStore } from '../image/index.ts';
 import type { SandboxServices } from '../sandbox/index.ts';
 import { findAssets } from './assets.ts';
@@ -37,7 +38,7 @@ export async function serve(options: ServeOptions): Promise<void> {
   engine = new Engine({
     paths,
     services,
-    images: await options.openImages(usedBy),
+    images: await openImages(options, usedBy),
     findAssets: (wish) => findAssets(paths.assets, wish),
   });
   const server: Server = createApiServer({
@@ -58,6 +59,20 @@ export async function serve(options: ServeOptions): Promise<void> {
   await recover(engine);
   recoveryDone();
   if (options.idleMinutes > 0) exitWhenIdle(server, engine, options);
+}
+
+/** Damaged images keep nobody from the containers that run: the calls about images say what is wrong. */
+async function openImages(options: ServeOptions, usedBy: (imageId: string) => string[]): Promise<ImageStore> {
+  try {
+    return await options.openImages(usedBy);
+  } catch (error) {
+    const reason = KataError.from(error, 'image');
+    options.services.log(`images: ${reason.message}`);
+    const refuse = () => {
+      throw reason;
+    };
+    return new Proxy({} as ImageStore, { get: (_, name) => (name === 'then' ? undefined : refuse) });
+  }
 }
 
 async function listen(server: Server, path: string): Promise<void> {

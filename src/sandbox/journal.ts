@@ -9,17 +9,23 @@ import type { Keeper, SandboxEvents } from './services.ts';
 export class JournalTaker {
   readonly #events: Pick<SandboxEvents, 'onExit' | 'onOom'>;
   readonly #recorded: (sequence: number) => Promise<void>;
+  readonly #failed: (error: Error) => void;
   #seen: number;
   #tail: Promise<void> = Promise.resolve();
   /** Evidence of the kernel's or the agent's end, for whoever has to explain it. */
   lastWords = '';
 
-  /** `recorded` is called with each entry's sequence number once everything up to it is recorded. */
+  /**
+   * `recorded` is called with each entry's sequence number once everything up to it is recorded; `failed` when something could not be,
+   * for each entry from then on.
+   */
   constructor(
     acknowledged: number,
     events: Pick<SandboxEvents, 'onExit' | 'onOom'>,
     recorded: (sequence: number) => Promise<void>,
+    failed: (error: Error) => void,
   ) {
+    this.#failed = failed;
     this.#seen = acknowledged;
     this.#events = events;
     this.#recorded = recorded;
@@ -42,7 +48,7 @@ export class JournalTaker {
     const handled = this.#handle(entry);
     // A handler that failed must be asked again by the next engine: nothing after it is acknowledged either.
     this.#tail = this.#tail.then(() => handled).then(() => this.#recorded(entry.sequence));
-    this.#tail.catch(() => {});
+    this.#tail.catch((error: Error) => this.#failed(error));
   }
 
   async #handle(entry: JournalEntry): Promise<void> {

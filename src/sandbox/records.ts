@@ -75,6 +75,8 @@ export const ContainerRecord = z.object({
   startup: z.array(PhaseTiming).optional(),
   /** The start that made the present run. */
   startRequestId: z.string().optional(),
+  /** The host's boot in which it was started last. */
+  bootId: z.string().optional(),
 });
 export type ContainerRecord = z.infer<typeof ContainerRecord>;
 export type ContainerMount = z.infer<typeof ContainerMount>;

@@ -60,7 +60,12 @@ export class Sandbox {
     this.runDir = join(services.sandboxesDir, record.uid);
     this.#file = Sandbox.file(services, record.uid);
     this.#record = record;
-    this.journal = new JournalTaker(record.acknowledged, events, (sequence) => this.#acknowledge(sequence));
+    this.journal = new JournalTaker(
+      record.acknowledged,
+      events,
+      (sequence) => this.#acknowledge(sequence),
+      (error) => services.log(`sandbox ${record.uid}: an entry of its journal is not recorded: ${error.message}`),
+    );
   }
 
   static file(services: Pick<SandboxServices, 'sandboxesDir'>, uid: string): StateFile<SandboxRecord> {
@@ -226,7 +231,7 @@ export class Sandbox {
    */
   end(cause: string): Ending {
     if (this.#ending === undefined) {
-      this.transition({ event: 'end', cause });
+      this.#recordEnd(cause);
       failpoint('end.recorded');
       this.#ending = endSandbox(
         {
@@ -242,6 +247,15 @@ export class Sandbox {
       );
     }
     return this.#ending;
+  }
+
+  /** A full disk must not keep a sandbox alive; the next engine finds the keeper gone and ends it again. */
+  #recordEnd(cause: string): void {
+    try {
+      this.transition({ event: 'end', cause });
+    } catch (error) {
+      this.services.log(`sandbox ${this.uid}: its end is not recorded: ${(error as Error).message}`);
+    }
   }
 
   #disconnect(): void {

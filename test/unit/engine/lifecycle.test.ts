@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { existsSync, readdirSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
 import type { Container } from '../../../src/engine/container.ts';
@@ -207,4 +207,21 @@ test('names and ids: unique, found by their beginnings', async () => {
   engine.containers.rename(one, 'two');
   assert.throws(() => engine.containers.find('one'), { code: 'NOT_FOUND' });
   assert.equal(world.engine().containers.find('two').id, one.id);
+});
+
+test('a full disk hides no exit and keeps no sandbox alive', async () => {
+  const container = await engine.create(config(), undefined);
+  await begin(container);
+  // Nothing can be renamed onto a directory: every write of the record fails from here on.
+  const record = join(container.dir, 'container.json');
+  rmSync(record);
+  mkdirSync(record);
+  onlyKeeper().exit(container.id, 4);
+  await container.when((one) => !one.isLive);
+  assert.equal(code(container), 4);
+  await assertNothingLeft();
+  await assert.rejects(begin(container));
+  assert.equal(container.state.status, 'exited');
+  await assertNothingLeft();
+  assert.ok(world.logs.some((line) => line.includes('is not recorded')));
 });

@@ -1,4 +1,4 @@
-import { mkdirSync, statSync } from 'node:fs';
+import { mkdirSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import type { CreateContainer } from '../api/index.ts';
 import { KataError, newContainerId } from '../base/index.ts';
@@ -101,10 +101,15 @@ async function store(
     restartCount: 0,
   };
   const container = new Container(containers.dir, record);
-  mkdirSync(join(container.dir, 'log'), { recursive: true, mode: 0o700 });
-  container.update({});
-  failpoint('create.recorded');
-  return container;
+  try {
+    mkdirSync(join(container.dir, 'log'), { recursive: true, mode: 0o700 });
+    container.update({});
+    failpoint('create.recorded');
+    return container;
+  } catch (error) {
+    rmSync(container.dir, { recursive: true, force: true });
+    throw error;
+  }
 }
 
 function hostnameOf(config: CreateContainer, id: string): string {

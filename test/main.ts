@@ -21,7 +21,7 @@ const CARGO = ['--manifest-path', 'native/Cargo.toml', '--locked'];
 async function lint(): Promise<Outcome> {
   const checks: [string, string[]][] = [
     ['node_modules/.bin/tsc', ['-p', '.']],
-    ['node_modules/.bin/biome', ['check', '--error-on-warnings', '.']],
+    ['node_modules/@biomejs/cli-linux-x64/biome', ['check', '--error-on-warnings', '.']],
     ['cargo', ['fmt', '--manifest-path', 'native/Cargo.toml', '--all', '--check']],
     ['cargo', ['clippy', ...CARGO, '--all-targets', '--quiet', '--', '-D', 'warnings']],
   ];

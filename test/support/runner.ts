@@ -24,7 +24,9 @@ export async function run(
   onLine: (line: string) => void = () => {},
 ): Promise<boolean> {
   const started = Date.now();
-  const child = spawn(command, args, { cwd, stdio: ['ignore', 'pipe', 'pipe'] });
+  // A test runner inside a test would take itself for a part of that and run nothing.
+  const { NODE_TEST_CONTEXT: _, ...env } = process.env;
+  const child = spawn(command, args, { cwd, env, stdio: ['ignore', 'pipe', 'pipe'] });
   const readers = [child.stdout, child.stderr].map(async (stream) => {
     for await (const line of createInterface({ input: stream })) {
       onLine(line);
@@ -98,4 +100,14 @@ export async function cargoTests(repo: string, suite: string, args: readonly str
   });
   if (!ok && counts.failed === 0) counts.failed += 1;
   return { suite, counts };
+}
+
+/** A sentence when another number of tests ran than `expected` says, undefined when they agree. */
+export function countMismatch(
+  suite: string,
+  counts: Counts,
+  expected: Readonly<Record<string, number>>,
+): string | undefined {
+  const ran = counts.passed + counts.failed;
+  return ran === expected[suite] ? undefined : `${suite}: ${ran} tests ran, test/expected.json says ${expected[suite]}`;
 }

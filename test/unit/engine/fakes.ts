@@ -1,3 +1,5 @@
+// The whole fake host in one file: its parts only make sense together, and no test needs one of them alone.
+
 import { appendFileSync, existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';

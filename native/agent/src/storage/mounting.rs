@@ -1,4 +1,4 @@
-//! One storage, one mount: what each driver does.
+//! One storage, one mount: what each driver does. The drivers share their steps and their tests, so they stay in one file.
 use super::Surroundings;
 use crate::failure::{internal, invalid, Context, Result};
 use crate::mount_options::{parse, MountOptions};

@@ -1,7 +1,7 @@
 import { getSystemErrorMap } from 'node:util';
 import { type ErrorCode, KataError } from '../base/index.ts';
 import { ExecFailure } from '../rpc/agent_ext.ts';
-import { STATUS, TtrpcError } from '../ttrpc/index.ts';
+import { errorCodeOf, TtrpcError } from '../ttrpc/index.ts';
 
 const ENOENT = 2;
 const ENOEXEC = 8;
@@ -12,19 +12,6 @@ const ENOSPC = 28;
 
 /** Characters of the guest's text that an error keeps. */
 const MAX_TEXT = 2000;
-
-const CODES: Readonly<Record<number, ErrorCode>> = {
-  [STATUS.CANCELLED]: 'CANCELLED',
-  [STATUS.INVALID_ARGUMENT]: 'INVALID_ARGUMENT',
-  [STATUS.DEADLINE_EXCEEDED]: 'DEADLINE_EXCEEDED',
-  [STATUS.NOT_FOUND]: 'NOT_FOUND',
-  [STATUS.ALREADY_EXISTS]: 'ALREADY_EXISTS',
-  [STATUS.PERMISSION_DENIED]: 'PERMISSION_DENIED',
-  [STATUS.RESOURCE_EXHAUSTED]: 'RESOURCE_EXHAUSTED',
-  [STATUS.FAILED_PRECONDITION]: 'CONFLICT',
-  [STATUS.UNIMPLEMENTED]: 'UNIMPLEMENTED',
-  [STATUS.UNAVAILABLE]: 'AGENT_UNAVAILABLE',
-};
 
 /**
  * Makes a KataError of what a call to the agent, or the keeper's `createProcess`, threw. An ExecFailure detail decides
@@ -37,7 +24,10 @@ export function translateAgentError(error: unknown, phase: string): KataError {
   const raw = error.detail('kata.agent.v1.ExecFailure');
   const failure = raw === undefined ? undefined : decodeFailure(raw);
   if (failure === undefined)
-    return new KataError(CODES[error.status] ?? 'AGENT_ERROR', message, { phase, cause: error });
+    return new KataError(errorCodeOf(error.status, 'AGENT_UNAVAILABLE') ?? 'AGENT_ERROR', message, {
+      phase,
+      cause: error,
+    });
   const path = printable(failure.path);
   const name = errnoName(failure.errno);
   return new KataError(execCode(failure), message, {

@@ -1,7 +1,7 @@
 import { type ErrorCode, KataError } from '../base/index.ts';
 import { ReadyMessage } from '../rpc/agent_ext.ts';
 import { BootFailure, type JournalEntry as RpcEntry, type StateResponse } from '../rpc/keeper.ts';
-import { STATUS, TtrpcError } from '../ttrpc/index.ts';
+import { errorCodeOf, TtrpcError } from '../ttrpc/index.ts';
 import type { AgentReady, JournalEntry, KeeperState } from './keeper-types.ts';
 
 /** Lines of evidence that an error carries, and characters of one. */
@@ -11,23 +11,13 @@ const MAX_LINE_CHARS = 500;
 const MAX_GUEST_TEXT = 128;
 const MAX_EXTENSIONS = 64;
 
-const CODES: Readonly<Record<number, ErrorCode>> = {
-  [STATUS.CANCELLED]: 'CANCELLED',
-  [STATUS.INVALID_ARGUMENT]: 'INVALID_ARGUMENT',
-  [STATUS.DEADLINE_EXCEEDED]: 'DEADLINE_EXCEEDED',
-  [STATUS.NOT_FOUND]: 'NOT_FOUND',
-  [STATUS.ALREADY_EXISTS]: 'ALREADY_EXISTS',
-  [STATUS.PERMISSION_DENIED]: 'PERMISSION_DENIED',
-  [STATUS.RESOURCE_EXHAUSTED]: 'RESOURCE_EXHAUSTED',
-  [STATUS.FAILED_PRECONDITION]: 'CONFLICT',
-  [STATUS.UNIMPLEMENTED]: 'UNIMPLEMENTED',
-  [STATUS.UNAVAILABLE]: 'KEEPER_UNAVAILABLE',
-};
-
 /** Makes a KataError of what a keeper call threw. */
 export function keeperError(error: unknown, phase: string): KataError {
   if (!(error instanceof TtrpcError)) return KataError.from(error, phase);
-  return new KataError(CODES[error.status] ?? 'INTERNAL', printable(error.message), { phase, cause: error });
+  return new KataError(errorCodeOf(error.status, 'KEEPER_UNAVAILABLE') ?? 'INTERNAL', printable(error.message), {
+    phase,
+    cause: error,
+  });
 }
 
 const BOOT_CODES: Readonly<Record<string, ErrorCode>> = {

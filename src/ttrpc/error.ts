@@ -1,3 +1,4 @@
+import type { ErrorCode } from '../base/index.ts';
 import type { Any } from '../rpc/ttrpc.ts';
 
 /** google.rpc.Code, the values used here. */
@@ -47,3 +48,19 @@ export class TtrpcError extends Error {
     return this.details.find((d) => d.typeUrl === type || d.typeUrl.endsWith(`/${type}`))?.value;
   }
 }
+
+const CODES: Readonly<Record<number, ErrorCode>> = {
+  [STATUS.CANCELLED]: 'CANCELLED',
+  [STATUS.INVALID_ARGUMENT]: 'INVALID_ARGUMENT',
+  [STATUS.DEADLINE_EXCEEDED]: 'DEADLINE_EXCEEDED',
+  [STATUS.NOT_FOUND]: 'NOT_FOUND',
+  [STATUS.ALREADY_EXISTS]: 'ALREADY_EXISTS',
+  [STATUS.PERMISSION_DENIED]: 'PERMISSION_DENIED',
+  [STATUS.RESOURCE_EXHAUSTED]: 'RESOURCE_EXHAUSTED',
+  [STATUS.FAILED_PRECONDITION]: 'CONFLICT',
+  [STATUS.UNIMPLEMENTED]: 'UNIMPLEMENTED',
+};
+
+/** The error code that a peer's status means; `unavailable` names that peer. Undefined: the status says nothing more. */
+export const errorCodeOf = (status: number, unavailable: ErrorCode): ErrorCode | undefined =>
+  status === STATUS.UNAVAILABLE ? unavailable : CODES[status];

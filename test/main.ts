@@ -1,3 +1,4 @@
+import { spawnSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { type Counts, cargoTests, countMismatch, nodeTests, type Outcome, run } from './support/runner.ts';
@@ -15,6 +16,31 @@ const testFiles = (directory: string): string[] =>
     .filter((name) => name.endsWith('.test.ts'))
     .sort()
     .map((name) => join(directory, name));
+
+/** Debian packages of programs that only tests call; set-up has no use for them. */
+const TEST_PACKAGES = [
+  'attr',
+  'busybox-static',
+  'erofs-utils',
+  'iproute2',
+  'lz4',
+  'python3-minimal',
+  'skopeo',
+  'socat',
+  'xz-utils',
+];
+
+/** Installs what is missing of the packages that tests need. */
+async function installTestPackages(): Promise<boolean> {
+  const missing = TEST_PACKAGES.filter(
+    (name) => spawnSync('dpkg-query', ['-W', '-f', '${db:Status-Abbrev}', name]).stdout?.toString().trim() !== 'ii',
+  );
+  if (missing.length === 0) return true;
+  const apt = (...args: string[]) => run(REPO, 'setup', 'apt-get', ['-q', '-oDPkg::Lock::Timeout=600', ...args]);
+  const install = () => apt('install', '-y', '--no-install-recommends', ...missing);
+  // The package lists may be absent, or older than what the mirror still has.
+  return (await install()) || ((await apt('update')) && (await install()));
+}
 
 const CARGO = ['--manifest-path', 'native/Cargo.toml', '--locked'];
 
@@ -77,6 +103,7 @@ const wanted = asked.length === 0 ? [...SUITES] : SUITES.filter((suite) => asked
 const boots: Suite[] = wanted.filter((suite) => suite === 'e2e' || suite === 'fault');
 // Rust comes with set-up, too.
 const installs = wanted.some((suite) => suite !== 'unit');
+if (!(await installTestPackages())) process.exit(1);
 if (installs && !(await run(REPO, 'setup', './kata', ['setup', '--all']))) process.exit(1);
 
 const outcomes = (await Promise.all([lane(wanted.filter((suite) => !boots.includes(suite))), lane(boots)])).flat();

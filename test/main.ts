@@ -33,7 +33,7 @@ const TEST_PACKAGES = [
 /** Installs what is missing of the packages that tests need. */
 async function installTestPackages(): Promise<boolean> {
   const missing = TEST_PACKAGES.filter(
-    (name) => spawnSync('dpkg-query', ['-W', '-f', '${db:Status-Abbrev}', name]).stdout?.toString().trim() !== 'ii',
+    (name) => !spawnSync('dpkg-query', ['-s', name]).stdout?.toString().includes('Status: install ok installed'),
   );
   if (missing.length === 0) return true;
   const apt = (...args: string[]) => run(REPO, 'setup', 'apt-get', ['-q', '-oDPkg::Lock::Timeout=600', ...args]);

@@ -6,6 +6,8 @@ import { TtrpcClient } from '../ttrpc/index.ts';
 import { bootError, fromJournal, fromState, keeperError, readyMessage } from './keeper-translate.ts';
 import type {
   AgentReady,
+  DoorAnswer,
+  DoorCall,
   JournalEntry,
   KeeperIdentity,
   KeeperProcess,
@@ -110,6 +112,7 @@ export class KeeperClient {
       env: [...spawn.env],
       fds: spawn.fds.map((fd) => ({ memory: fd.memory, target_fd: fd.targetFd })),
       essential: spawn.essential,
+      in_netns: spawn.inNetns ?? false,
       ready_socket: spawn.readySocket ?? '',
       ready_timeout_ms: timeoutMs,
     };
@@ -132,13 +135,7 @@ export class KeeperClient {
 
   /** Makes a path appear as `<runDir>/shared/<id>`. Idempotent for the same id. */
   async share(id: string, what: ShareSource, options?: CallOptions): Promise<{ isDirectory: boolean }> {
-    const request: rpc.ShareRequest =
-      what.kind === 'host-path'
-        ? { id, host_path: { source: what.source, read_only: what.readOnly } }
-        : {
-            id,
-            layered: { layers: [...what.layers], upper_dir: what.upperDir ?? '', work_dir: what.workDir ?? '' },
-          };
+    const request: rpc.ShareRequest = { id, ...shareWhat(what) };
     const answer = await this.#call('Share', rpc.ShareRequest, rpc.ShareResponse, request, options);
     return { isDirectory: answer.is_directory };
   }
@@ -174,7 +171,7 @@ export class KeeperClient {
    * unchanged, because the agent's details are in it: the agent room's `translateAgentError` makes a KataError of it.
    */
   async createProcess(request: KeeperProcess, options: CallOptions & { timeoutMs: number }): Promise<void> {
-    const { log } = request;
+    const { log, stdio } = request;
     const message: rpc.CreateProcessRequest = {
       container_id: request.containerId,
       exec_id: request.execId,
@@ -185,6 +182,7 @@ export class KeeperClient {
       log: log && { path: log.path, max_bytes: BigInt(log.maxBytes), max_files: log.maxFiles },
       wait_client: request.waitClient,
       timeout_ms: options.timeoutMs,
+      stdio: stdio && { ...stdio, container_id: stdio.containerId },
     };
     const bounds = { ...options, timeoutMs: options.timeoutMs + ANSWER_GRACE_MS };
     await invoke(this.ttrpc, 'CreateProcess', rpc.CreateProcessRequest, rpc.CreateProcessResponse, message, bounds);
@@ -246,6 +244,62 @@ export class KeeperClient {
     return text.split('\n').filter((line) => line !== '');
   }
 
+  /** Moves the keeper, and what it spawns from now on, into these cgroups. */
+  async enterCgroups(directories: readonly string[], options?: CallOptions): Promise<void> {
+    await this.#call('EnterCgroups', rpc.EnterCgroupsRequest, rpc.Empty, { directories: [...directories] }, options);
+  }
+
+  /**
+   * The network namespace of the sandbox's machine: that of `path`, or a new one. NOT_FOUND, or INVALID_ARGUMENT when it is no
+   * network namespace. `isHost`: it is the keeper's own.
+   */
+  async useNetns(
+    path: string | undefined,
+    options?: CallOptions,
+  ): Promise<{ device: bigint; inode: bigint; isHost: boolean }> {
+    const request = { path: path ?? '' };
+    const answer = await this.#call('UseNetns', rpc.UseNetnsRequest, rpc.UseNetnsResponse, request, options);
+    return { device: answer.device, inode: answer.inode, isHost: answer.is_host };
+  }
+
+  /** Ends a process's stdin after what was written to it; one that does not run yet starts with an ended stdin. */
+  async closeStdin(containerId: string, execId: string, options?: CallOptions): Promise<void> {
+    const request = { container_id: containerId, exec_id: execId };
+    await this.#call('CloseStdin', rpc.CloseStdinRequest, rpc.Empty, request, options);
+  }
+
+  /**
+   * Calls on the sandbox's task socket as they come, and numbers of given calls whose caller went. Ends quietly when `signal` is
+   * aborted, throws KEEPER_UNAVAILABLE when the connection is gone.
+   */
+  async *doorCalls(signal?: AbortSignal): AsyncGenerator<{ calls: DoorCall[]; dropped: number[] }, void, undefined> {
+    while (!signal?.aborted) {
+      let answer: rpc.NextCallsResponse;
+      try {
+        answer = await this.#call(
+          'NextCalls',
+          rpc.NextCallsRequest,
+          rpc.NextCallsResponse,
+          { wait_ms: POLL_MS },
+          { signal, timeoutMs: POLL_MS + POLL_GRACE_MS },
+        );
+      } catch (error) {
+        if (signal?.aborted) return;
+        throw error;
+      }
+      const calls = answer.calls.map((call) => ({ ...call, operation: Number(call.operation) }));
+      yield { calls, dropped: answer.dropped.map(Number) };
+    }
+  }
+
+  async answerCall(operation: number, answer: DoorAnswer, options?: CallOptions): Promise<void> {
+    const request: rpc.AnswerCallRequest =
+      'payload' in answer
+        ? { operation: BigInt(operation), payload: Buffer.from(answer.payload), code: 0, message: '' }
+        : { operation: BigInt(operation), payload: Buffer.alloc(0), code: answer.status, message: answer.message };
+    await this.#call('AnswerCall', rpc.AnswerCallRequest, rpc.Empty, request, options);
+  }
+
   /** Ends the sandbox's processes and the keeper. `cause` is recorded for what still ran. */
   async shutdown(cause: string, options?: CallOptions): Promise<void> {
     await this.#call('Shutdown', rpc.ShutdownRequest, rpc.Empty, { cause }, { timeoutMs: 15_000, ...options });
@@ -263,6 +317,19 @@ export class KeeperClient {
     } catch (error) {
       throw keeperError(error, 'keeper');
     }
+  }
+}
+
+function shareWhat(what: ShareSource): Omit<rpc.ShareRequest, 'id'> {
+  switch (what.kind) {
+    case 'host-path':
+      return { host_path: { source: what.source, read_only: what.readOnly } };
+    case 'layered':
+      return {
+        layered: { layers: [...what.layers], upper_dir: what.upperDir ?? '', work_dir: what.workDir ?? '' },
+      };
+    case 'mounted':
+      return { mounted: { mounts: what.mounts.map((mount) => ({ ...mount, options: [...mount.options] })) } };
   }
 }
 

@@ -23,6 +23,8 @@ export interface KeeperSpawn {
   essential: boolean;
   /** Answered when this unix socket listens; absent: when exec succeeded. */
   readySocket?: string;
+  /** In the network namespace of `useNetns`. */
+  inNetns?: boolean;
 }
 
 export interface SpawnedProcess {
@@ -68,7 +70,40 @@ export interface AgentReady {
 export type ShareSource =
   | { kind: 'host-path'; source: string; readOnly: boolean }
   /** EROFS images, topmost last; without upper and work directory the result is read-only. */
-  | { kind: 'layered'; layers: readonly string[]; upperDir?: string; workDir?: string };
+  | { kind: 'layered'; layers: readonly string[]; upperDir?: string; workDir?: string }
+  /** A root file system as containerd's snapshotter describes it, mounted in order. */
+  | { kind: 'mounted'; mounts: readonly RootfsMount[] };
+
+export interface RootfsMount {
+  type: string;
+  source: string;
+  /** Below the root file system; empty: its top. */
+  target: string;
+  options: readonly string[];
+}
+
+/** FIFO paths or containerd's log URIs (proto/keeper.proto, StdioSpec); empty: not wanted. */
+export interface Stdio {
+  stdin: string;
+  stdout: string;
+  stderr: string;
+  /** What a logger program is told. */
+  containerId: string;
+  namespace: string;
+}
+
+/** One call of containerd on the sandbox's task socket. */
+export interface DoorCall {
+  /** Unique in the sandbox, rising. */
+  operation: number;
+  service: string;
+  method: string;
+  payload: Buffer;
+  /** An engine was given it before and may have begun it. */
+  again: boolean;
+}
+
+export type DoorAnswer = { payload: Uint8Array } | { status: number; message: string };
 
 export interface KeeperProcess {
   containerId: string;
@@ -83,6 +118,7 @@ export interface KeeperProcess {
   log?: { path: string; maxBytes: number; maxFiles: number };
   /** Hold output until a client attached, 30 s at most. */
   waitClient: boolean;
+  stdio?: Stdio;
 }
 
 export interface StreamSelection {

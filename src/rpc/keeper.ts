@@ -99,6 +99,8 @@ export interface SpawnRequest {
   /** The keeper answers when this unix socket exists, not before; empty: at once after exec succeeded. */
   ready_socket: string;
   ready_timeout_ms: number;
+  /** Start in the network namespace of UseNetns; FAILED_PRECONDITION without one. */
+  in_netns: boolean;
 }
 
 export interface SpawnResponse {
@@ -116,6 +118,7 @@ export interface ShareRequest {
   id: string;
   host_path?: HostPath | undefined;
   layered?: LayeredRootfs | undefined;
+  mounted?: MountedRootfs | undefined;
 }
 
 export interface HostPath {
@@ -130,6 +133,21 @@ export interface LayeredRootfs {
   /** Directories on one host file system; both empty: read-only. */
   upper_dir: string;
   work_dir: string;
+}
+
+/**
+ * A container's root file system as containerd describes it: these mounts, in order, each onto the share's directory (its
+ * target, when it has one, is a path below). Types: "bind", "overlay", "ext4", "xfs", "erofs", "tmpfs"; others INVALID_ARGUMENT.
+ */
+export interface MountedRootfs {
+  mounts: RootfsMount[];
+}
+
+export interface RootfsMount {
+  type: string;
+  source: string;
+  target: string;
+  options: string[];
 }
 
 export interface ShareResponse {
@@ -183,6 +201,23 @@ export interface CreateProcessRequest {
   /** Hold output until a client attached, 30 s at most. */
   wait_client: boolean;
   timeout_ms: number;
+  /** Where containerd wants the process's streams; beside the log and attached clients. */
+  stdio: StdioSpec | undefined;
+}
+
+/**
+ * Each is empty, the absolute path of a FIFO, or (output only) "file:///PATH" (appended to, made when missing) or
+ * "binary:///PATH?key=value&…" (a logger: fd 3 stdout, fd 4 stderr, fd 5 is closed by it when it is ready; CONTAINER_ID and
+ * CONTAINER_NAMESPACE in its environment, key and value as arguments), the same URI in both outputs.
+ * A FIFO's reader may come late, go away and come again: bytes wait in the FIFO and then in the guest; at the exit the keeper
+ * waits for a reader that takes bytes as it does for an attached client, and closes its end.
+ */
+export interface StdioSpec {
+  stdin: string;
+  stdout: string;
+  stderr: string;
+  container_id: string;
+  namespace: string;
 }
 
 export interface CreateProcessResponse {
@@ -234,6 +269,56 @@ export interface JournalEntry {
   process: string;
   wait_status: number;
   dropped_lines: bigint;
+}
+
+/** The namespace of `path`, or a new one that ends with the sandbox when it is empty. Once; the same path again is fine. */
+export interface UseNetnsRequest {
+  path: string;
+}
+
+/** Device and inode of the namespace, to tell it from others; whether it is the one that the keeper itself is in. */
+export interface UseNetnsResponse {
+  device: bigint;
+  inode: bigint;
+  is_host: boolean;
+}
+
+export interface EnterCgroupsRequest {
+  directories: string[];
+}
+
+export interface CloseStdinRequest {
+  container_id: string;
+  exec_id: string;
+}
+
+export interface NextCallsRequest {
+  wait_ms: number;
+}
+
+export interface NextCallsResponse {
+  calls: DoorCall[];
+  /** Given calls whose caller is gone: nobody waits for their answers any more. */
+  dropped: bigint[];
+}
+
+export interface DoorCall {
+  /** Unique in the sandbox, rising. */
+  operation: bigint;
+  /** "containerd.task.v2.Task", "containerd.task.v3.Task", "containerd.runtime.sandbox.v1.Sandbox". */
+  service: string;
+  method: string;
+  payload: Buffer;
+  /** It was given to an engine before, which may have begun it. */
+  again: boolean;
+}
+
+export interface AnswerCallRequest {
+  operation: bigint;
+  payload: Buffer;
+  /** Non-zero: the call is refused with this google.rpc.Code and message. */
+  code: number;
+  message: string;
 }
 
 export interface TailRequest {
@@ -1129,7 +1214,16 @@ export const InheritedFd: MessageFns<InheritedFd> = {
 };
 
 function createBaseSpawnRequest(): SpawnRequest {
-  return { name: "", argv: [], env: [], fds: [], essential: false, ready_socket: "", ready_timeout_ms: 0 };
+  return {
+    name: "",
+    argv: [],
+    env: [],
+    fds: [],
+    essential: false,
+    ready_socket: "",
+    ready_timeout_ms: 0,
+    in_netns: false,
+  };
 }
 
 export const SpawnRequest: MessageFns<SpawnRequest> = {
@@ -1154,6 +1248,9 @@ export const SpawnRequest: MessageFns<SpawnRequest> = {
     }
     if (message.ready_timeout_ms !== 0) {
       writer.uint32(56).uint32(message.ready_timeout_ms);
+    }
+    if (message.in_netns !== false) {
+      writer.uint32(64).bool(message.in_netns);
     }
     return writer;
   },
@@ -1227,6 +1324,14 @@ export const SpawnRequest: MessageFns<SpawnRequest> = {
             message.ready_timeout_ms = reader.uint32();
             continue;
           }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.in_netns = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1251,6 +1356,7 @@ export const SpawnRequest: MessageFns<SpawnRequest> = {
     message.essential = object.essential ?? false;
     message.ready_socket = object.ready_socket ?? "";
     message.ready_timeout_ms = object.ready_timeout_ms ?? 0;
+    message.in_netns = object.in_netns ?? false;
     return message;
   },
 };
@@ -1395,7 +1501,7 @@ export const SignalSpawnedRequest: MessageFns<SignalSpawnedRequest> = {
 };
 
 function createBaseShareRequest(): ShareRequest {
-  return { id: "", host_path: undefined, layered: undefined };
+  return { id: "", host_path: undefined, layered: undefined, mounted: undefined };
 }
 
 export const ShareRequest: MessageFns<ShareRequest> = {
@@ -1408,6 +1514,9 @@ export const ShareRequest: MessageFns<ShareRequest> = {
     }
     if (message.layered !== undefined) {
       LayeredRootfs.encode(message.layered, writer.uint32(26).fork()).join();
+    }
+    if (message.mounted !== undefined) {
+      MountedRootfs.encode(message.mounted, writer.uint32(34).fork()).join();
     }
     return writer;
   },
@@ -1449,6 +1558,14 @@ export const ShareRequest: MessageFns<ShareRequest> = {
             message.layered = LayeredRootfs.decode(reader, reader.uint32());
             continue;
           }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.mounted = MountedRootfs.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1472,6 +1589,9 @@ export const ShareRequest: MessageFns<ShareRequest> = {
       : undefined;
     message.layered = (object.layered !== undefined && object.layered !== null)
       ? LayeredRootfs.fromPartial(object.layered)
+      : undefined;
+    message.mounted = (object.mounted !== undefined && object.mounted !== null)
+      ? MountedRootfs.fromPartial(object.mounted)
       : undefined;
     return message;
   },
@@ -1619,6 +1739,152 @@ export const LayeredRootfs: MessageFns<LayeredRootfs> = {
     message.layers = object.layers?.map((e) => e) || [];
     message.upper_dir = object.upper_dir ?? "";
     message.work_dir = object.work_dir ?? "";
+    return message;
+  },
+};
+
+function createBaseMountedRootfs(): MountedRootfs {
+  return { mounts: [] };
+}
+
+export const MountedRootfs: MessageFns<MountedRootfs> = {
+  encode(message: MountedRootfs, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.mounts) {
+      RootfsMount.encode(v!, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): MountedRootfs {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseMountedRootfs();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.mounts.push(RootfsMount.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<MountedRootfs>): MountedRootfs {
+    return MountedRootfs.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<MountedRootfs>): MountedRootfs {
+    const message = createBaseMountedRootfs();
+    message.mounts = object.mounts?.map((e) => RootfsMount.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseRootfsMount(): RootfsMount {
+  return { type: "", source: "", target: "", options: [] };
+}
+
+export const RootfsMount: MessageFns<RootfsMount> = {
+  encode(message: RootfsMount, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.type !== "") {
+      writer.uint32(10).string(message.type);
+    }
+    if (message.source !== "") {
+      writer.uint32(18).string(message.source);
+    }
+    if (message.target !== "") {
+      writer.uint32(26).string(message.target);
+    }
+    for (const v of message.options) {
+      writer.uint32(34).string(v!);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RootfsMount {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRootfsMount();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.type = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.source = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.target = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.options.push(reader.string());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<RootfsMount>): RootfsMount {
+    return RootfsMount.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RootfsMount>): RootfsMount {
+    const message = createBaseRootfsMount();
+    message.type = object.type ?? "";
+    message.source = object.source ?? "";
+    message.target = object.target ?? "";
+    message.options = object.options?.map((e) => e) || [];
     return message;
   },
 };
@@ -2056,6 +2322,7 @@ function createBaseCreateProcessRequest(): CreateProcessRequest {
     log: undefined,
     wait_client: false,
     timeout_ms: 0,
+    stdio: undefined,
   };
 }
 
@@ -2087,6 +2354,9 @@ export const CreateProcessRequest: MessageFns<CreateProcessRequest> = {
     }
     if (message.timeout_ms !== 0) {
       writer.uint32(72).uint32(message.timeout_ms);
+    }
+    if (message.stdio !== undefined) {
+      StdioSpec.encode(message.stdio, writer.uint32(82).fork()).join();
     }
     return writer;
   },
@@ -2176,6 +2446,14 @@ export const CreateProcessRequest: MessageFns<CreateProcessRequest> = {
             message.timeout_ms = reader.uint32();
             continue;
           }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.stdio = StdioSpec.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2202,6 +2480,112 @@ export const CreateProcessRequest: MessageFns<CreateProcessRequest> = {
     message.log = (object.log !== undefined && object.log !== null) ? LogSpec.fromPartial(object.log) : undefined;
     message.wait_client = object.wait_client ?? false;
     message.timeout_ms = object.timeout_ms ?? 0;
+    message.stdio = (object.stdio !== undefined && object.stdio !== null)
+      ? StdioSpec.fromPartial(object.stdio)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseStdioSpec(): StdioSpec {
+  return { stdin: "", stdout: "", stderr: "", container_id: "", namespace: "" };
+}
+
+export const StdioSpec: MessageFns<StdioSpec> = {
+  encode(message: StdioSpec, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.stdin !== "") {
+      writer.uint32(10).string(message.stdin);
+    }
+    if (message.stdout !== "") {
+      writer.uint32(18).string(message.stdout);
+    }
+    if (message.stderr !== "") {
+      writer.uint32(26).string(message.stderr);
+    }
+    if (message.container_id !== "") {
+      writer.uint32(34).string(message.container_id);
+    }
+    if (message.namespace !== "") {
+      writer.uint32(42).string(message.namespace);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StdioSpec {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStdioSpec();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.stdin = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.stdout = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.stderr = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.container_id = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.namespace = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<StdioSpec>): StdioSpec {
+    return StdioSpec.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<StdioSpec>): StdioSpec {
+    const message = createBaseStdioSpec();
+    message.stdin = object.stdin ?? "";
+    message.stdout = object.stdout ?? "";
+    message.stderr = object.stderr ?? "";
+    message.container_id = object.container_id ?? "";
+    message.namespace = object.namespace ?? "";
     return message;
   },
 };
@@ -2826,6 +3210,607 @@ export const JournalEntry: MessageFns<JournalEntry> = {
     message.dropped_lines = (object.dropped_lines !== undefined && object.dropped_lines !== null)
       ? BigInt(object.dropped_lines)
       : 0n;
+    return message;
+  },
+};
+
+function createBaseUseNetnsRequest(): UseNetnsRequest {
+  return { path: "" };
+}
+
+export const UseNetnsRequest: MessageFns<UseNetnsRequest> = {
+  encode(message: UseNetnsRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.path !== "") {
+      writer.uint32(10).string(message.path);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): UseNetnsRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseUseNetnsRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.path = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<UseNetnsRequest>): UseNetnsRequest {
+    return UseNetnsRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<UseNetnsRequest>): UseNetnsRequest {
+    const message = createBaseUseNetnsRequest();
+    message.path = object.path ?? "";
+    return message;
+  },
+};
+
+function createBaseUseNetnsResponse(): UseNetnsResponse {
+  return { device: 0n, inode: 0n, is_host: false };
+}
+
+export const UseNetnsResponse: MessageFns<UseNetnsResponse> = {
+  encode(message: UseNetnsResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.device !== 0n) {
+      if (BigInt.asUintN(64, message.device) !== message.device) {
+        throw new globalThis.Error("value provided for field message.device of type uint64 too large");
+      }
+      writer.uint32(8).uint64(message.device);
+    }
+    if (message.inode !== 0n) {
+      if (BigInt.asUintN(64, message.inode) !== message.inode) {
+        throw new globalThis.Error("value provided for field message.inode of type uint64 too large");
+      }
+      writer.uint32(16).uint64(message.inode);
+    }
+    if (message.is_host !== false) {
+      writer.uint32(24).bool(message.is_host);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): UseNetnsResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseUseNetnsResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.device = reader.uint64() as bigint;
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.inode = reader.uint64() as bigint;
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.is_host = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<UseNetnsResponse>): UseNetnsResponse {
+    return UseNetnsResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<UseNetnsResponse>): UseNetnsResponse {
+    const message = createBaseUseNetnsResponse();
+    message.device = (object.device !== undefined && object.device !== null) ? BigInt(object.device) : 0n;
+    message.inode = (object.inode !== undefined && object.inode !== null) ? BigInt(object.inode) : 0n;
+    message.is_host = object.is_host ?? false;
+    return message;
+  },
+};
+
+function createBaseEnterCgroupsRequest(): EnterCgroupsRequest {
+  return { directories: [] };
+}
+
+export const EnterCgroupsRequest: MessageFns<EnterCgroupsRequest> = {
+  encode(message: EnterCgroupsRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.directories) {
+      writer.uint32(10).string(v!);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): EnterCgroupsRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseEnterCgroupsRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.directories.push(reader.string());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<EnterCgroupsRequest>): EnterCgroupsRequest {
+    return EnterCgroupsRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<EnterCgroupsRequest>): EnterCgroupsRequest {
+    const message = createBaseEnterCgroupsRequest();
+    message.directories = object.directories?.map((e) => e) || [];
+    return message;
+  },
+};
+
+function createBaseCloseStdinRequest(): CloseStdinRequest {
+  return { container_id: "", exec_id: "" };
+}
+
+export const CloseStdinRequest: MessageFns<CloseStdinRequest> = {
+  encode(message: CloseStdinRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.container_id !== "") {
+      writer.uint32(10).string(message.container_id);
+    }
+    if (message.exec_id !== "") {
+      writer.uint32(18).string(message.exec_id);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CloseStdinRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCloseStdinRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.container_id = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.exec_id = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<CloseStdinRequest>): CloseStdinRequest {
+    return CloseStdinRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<CloseStdinRequest>): CloseStdinRequest {
+    const message = createBaseCloseStdinRequest();
+    message.container_id = object.container_id ?? "";
+    message.exec_id = object.exec_id ?? "";
+    return message;
+  },
+};
+
+function createBaseNextCallsRequest(): NextCallsRequest {
+  return { wait_ms: 0 };
+}
+
+export const NextCallsRequest: MessageFns<NextCallsRequest> = {
+  encode(message: NextCallsRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.wait_ms !== 0) {
+      writer.uint32(8).uint32(message.wait_ms);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): NextCallsRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseNextCallsRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.wait_ms = reader.uint32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<NextCallsRequest>): NextCallsRequest {
+    return NextCallsRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<NextCallsRequest>): NextCallsRequest {
+    const message = createBaseNextCallsRequest();
+    message.wait_ms = object.wait_ms ?? 0;
+    return message;
+  },
+};
+
+function createBaseNextCallsResponse(): NextCallsResponse {
+  return { calls: [], dropped: [] };
+}
+
+export const NextCallsResponse: MessageFns<NextCallsResponse> = {
+  encode(message: NextCallsResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.calls) {
+      DoorCall.encode(v!, writer.uint32(10).fork()).join();
+    }
+    if (message.dropped.length !== 0) {
+      writer.uint32(18).fork();
+      for (const v of message.dropped) {
+        if (BigInt.asUintN(64, v) !== v) {
+          throw new globalThis.Error("a value provided in array field dropped of type uint64 is too large");
+        }
+        writer.uint64(v);
+      }
+      writer.join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): NextCallsResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseNextCallsResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.calls.push(DoorCall.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 2: {
+            if (tag === 16) {
+              message.dropped.push(reader.uint64() as bigint);
+
+              continue;
+            }
+
+            if (tag === 18) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.dropped.push(reader.uint64() as bigint);
+              }
+
+              continue;
+            }
+
+            break;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<NextCallsResponse>): NextCallsResponse {
+    return NextCallsResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<NextCallsResponse>): NextCallsResponse {
+    const message = createBaseNextCallsResponse();
+    message.calls = object.calls?.map((e) => DoorCall.fromPartial(e)) || [];
+    message.dropped = object.dropped?.map((e) => BigInt(e)) || [];
+    return message;
+  },
+};
+
+function createBaseDoorCall(): DoorCall {
+  return { operation: 0n, service: "", method: "", payload: Buffer.alloc(0), again: false };
+}
+
+export const DoorCall: MessageFns<DoorCall> = {
+  encode(message: DoorCall, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.operation !== 0n) {
+      if (BigInt.asUintN(64, message.operation) !== message.operation) {
+        throw new globalThis.Error("value provided for field message.operation of type uint64 too large");
+      }
+      writer.uint32(8).uint64(message.operation);
+    }
+    if (message.service !== "") {
+      writer.uint32(18).string(message.service);
+    }
+    if (message.method !== "") {
+      writer.uint32(26).string(message.method);
+    }
+    if (message.payload.length !== 0) {
+      writer.uint32(34).bytes(message.payload);
+    }
+    if (message.again !== false) {
+      writer.uint32(40).bool(message.again);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): DoorCall {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseDoorCall();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.operation = reader.uint64() as bigint;
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.service = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.method = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.payload = Buffer.from(reader.bytes());
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.again = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<DoorCall>): DoorCall {
+    return DoorCall.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<DoorCall>): DoorCall {
+    const message = createBaseDoorCall();
+    message.operation = (object.operation !== undefined && object.operation !== null) ? BigInt(object.operation) : 0n;
+    message.service = object.service ?? "";
+    message.method = object.method ?? "";
+    message.payload = object.payload ?? Buffer.alloc(0);
+    message.again = object.again ?? false;
+    return message;
+  },
+};
+
+function createBaseAnswerCallRequest(): AnswerCallRequest {
+  return { operation: 0n, payload: Buffer.alloc(0), code: 0, message: "" };
+}
+
+export const AnswerCallRequest: MessageFns<AnswerCallRequest> = {
+  encode(message: AnswerCallRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.operation !== 0n) {
+      if (BigInt.asUintN(64, message.operation) !== message.operation) {
+        throw new globalThis.Error("value provided for field message.operation of type uint64 too large");
+      }
+      writer.uint32(8).uint64(message.operation);
+    }
+    if (message.payload.length !== 0) {
+      writer.uint32(18).bytes(message.payload);
+    }
+    if (message.code !== 0) {
+      writer.uint32(24).uint32(message.code);
+    }
+    if (message.message !== "") {
+      writer.uint32(34).string(message.message);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): AnswerCallRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAnswerCallRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.operation = reader.uint64() as bigint;
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.payload = Buffer.from(reader.bytes());
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.code = reader.uint32();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.message = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<AnswerCallRequest>): AnswerCallRequest {
+    return AnswerCallRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<AnswerCallRequest>): AnswerCallRequest {
+    const message = createBaseAnswerCallRequest();
+    message.operation = (object.operation !== undefined && object.operation !== null) ? BigInt(object.operation) : 0n;
+    message.payload = object.payload ?? Buffer.alloc(0);
+    message.code = object.code ?? 0;
+    message.message = object.message ?? "";
     return message;
   },
 };

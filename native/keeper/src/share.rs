@@ -55,6 +55,7 @@ impl Shares {
         let target = self.root.join(&request.id);
         let is_directory = match &what {
             What::HostPath(host_path) => share_host_path(host_path, &target)?,
+            What::Mounted(_) => return Err(status(Code::Unimplemented, "share: mounted root file systems")),
             What::Layered(layered) => self.share_layers(layered, &request.id, &target).map(|()| true)?,
         };
         self.active.insert(request.id, (what, is_directory));

@@ -15,4 +15,8 @@ pub mod agent_ext {
 pub mod keeper {
     include!("gen/kata.keeper.v1.rs");
 }
+#[allow(clippy::all, clippy::pedantic)]
+pub mod containerd {
+    include!("gen/kata.containerd.rs");
+}
 pub mod ttrpc;

@@ -118,6 +118,9 @@ pub struct SpawnRequest {
     pub ready_socket: ::prost::alloc::string::String,
     #[prost(uint32, tag = "7")]
     pub ready_timeout_ms: u32,
+    /// Start in the network namespace of UseNetns; FAILED_PRECONDITION without one.
+    #[prost(bool, tag = "8")]
+    pub in_netns: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SpawnResponse {
@@ -133,22 +136,24 @@ pub struct SignalSpawnedRequest {
     #[prost(uint32, tag = "2")]
     pub signal: u32,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ShareRequest {
     /// [A-Za-z0-9][A-Za-z0-9_.-]{0,127}; the entry's name under <run>/shared.
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
-    #[prost(oneof = "share_request::What", tags = "2, 3")]
+    #[prost(oneof = "share_request::What", tags = "2, 3, 4")]
     pub what: ::core::option::Option<share_request::What>,
 }
 /// Nested message and enum types in `ShareRequest`.
 pub mod share_request {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum What {
         #[prost(message, tag = "2")]
         HostPath(super::HostPath),
         #[prost(message, tag = "3")]
         Layered(super::LayeredRootfs),
+        #[prost(message, tag = "4")]
+        Mounted(super::MountedRootfs),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -169,6 +174,24 @@ pub struct LayeredRootfs {
     pub upper_dir: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub work_dir: ::prost::alloc::string::String,
+}
+/// A container's root file system as containerd describes it: these mounts, in order, each onto the share's directory (its
+/// target, when it has one, is a path below). Types: "bind", "overlay", "ext4", "xfs", "erofs", "tmpfs"; others INVALID_ARGUMENT.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MountedRootfs {
+    #[prost(message, repeated, tag = "1")]
+    pub mounts: ::prost::alloc::vec::Vec<RootfsMount>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RootfsMount {
+    #[prost(string, tag = "1")]
+    pub r#type: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub source: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub target: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "4")]
+    pub options: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ShareResponse {
@@ -242,6 +265,27 @@ pub struct CreateProcessRequest {
     pub wait_client: bool,
     #[prost(uint32, tag = "9")]
     pub timeout_ms: u32,
+    /// Where containerd wants the process's streams; beside the log and attached clients.
+    #[prost(message, optional, tag = "10")]
+    pub stdio: ::core::option::Option<StdioSpec>,
+}
+/// Each is empty, the absolute path of a FIFO, or (output only) "file:///PATH" (appended to, made when missing) or
+/// "binary:///PATH?key=value&…" (a logger: fd 3 stdout, fd 4 stderr, fd 5 is closed by it when it is ready; CONTAINER_ID and
+/// CONTAINER_NAMESPACE in its environment, key and value as arguments), the same URI in both outputs.
+/// A FIFO's reader may come late, go away and come again: bytes wait in the FIFO and then in the guest; at the exit the keeper
+/// waits for a reader that takes bytes as it does for an attached client, and closes its end.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StdioSpec {
+    #[prost(string, tag = "1")]
+    pub stdin: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub stdout: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub stderr: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub container_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub namespace: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateProcessResponse {}
@@ -316,6 +360,75 @@ pub struct JournalEntry {
     pub wait_status: i32,
     #[prost(uint64, tag = "13")]
     pub dropped_lines: u64,
+}
+/// The namespace of `path`, or a new one that ends with the sandbox when it is empty. Once; the same path again is fine.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UseNetnsRequest {
+    #[prost(string, tag = "1")]
+    pub path: ::prost::alloc::string::String,
+}
+/// Device and inode of the namespace, to tell it from others; whether it is the one that the keeper itself is in.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UseNetnsResponse {
+    #[prost(uint64, tag = "1")]
+    pub device: u64,
+    #[prost(uint64, tag = "2")]
+    pub inode: u64,
+    #[prost(bool, tag = "3")]
+    pub is_host: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EnterCgroupsRequest {
+    #[prost(string, repeated, tag = "1")]
+    pub directories: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CloseStdinRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub exec_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NextCallsRequest {
+    #[prost(uint32, tag = "1")]
+    pub wait_ms: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NextCallsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub calls: ::prost::alloc::vec::Vec<DoorCall>,
+    /// Given calls whose caller is gone: nobody waits for their answers any more.
+    #[prost(uint64, repeated, tag = "2")]
+    pub dropped: ::prost::alloc::vec::Vec<u64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DoorCall {
+    /// Unique in the sandbox, rising.
+    #[prost(uint64, tag = "1")]
+    pub operation: u64,
+    /// "containerd.task.v2.Task", "containerd.task.v3.Task", "containerd.runtime.sandbox.v1.Sandbox".
+    #[prost(string, tag = "2")]
+    pub service: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub method: ::prost::alloc::string::String,
+    #[prost(bytes = "vec", tag = "4")]
+    pub payload: ::prost::alloc::vec::Vec<u8>,
+    /// It was given to an engine before, which may have begun it.
+    #[prost(bool, tag = "5")]
+    pub again: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AnswerCallRequest {
+    #[prost(uint64, tag = "1")]
+    pub operation: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    pub payload: ::prost::alloc::vec::Vec<u8>,
+    /// Non-zero: the call is refused with this google.rpc.Code and message.
+    #[prost(uint32, tag = "3")]
+    pub code: u32,
+    #[prost(string, tag = "4")]
+    pub message: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TailRequest {

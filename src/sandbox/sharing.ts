@@ -39,7 +39,12 @@ export const SHARED_MOUNT: GuestMount = {
 };
 
 export function shareSource(share: Share): Parameters<Keeper['share']>[1] {
-  return share.kind === 'path'
-    ? { kind: 'host-path', source: share.source, readOnly: share.readOnly }
-    : { kind: 'layered', layers: share.layers, upperDir: share.upperDir, workDir: share.workDir };
+  switch (share.kind) {
+    case 'path':
+      return { kind: 'host-path', source: share.source, readOnly: share.readOnly };
+    case 'layers':
+      return { kind: 'layered', layers: share.layers, upperDir: share.upperDir, workDir: share.workDir };
+    case 'mounts':
+      return { kind: 'mounted', mounts: share.mounts };
+  }
 }

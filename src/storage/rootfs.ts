@@ -1,11 +1,14 @@
 import { KataError } from '../base/index.ts';
 import type { Device, DeviceAddress, GuestMount } from '../model/index.ts';
+import type { RootfsMount } from '../os/index.ts';
 import { diskDeviceId, GUEST_SHARED, guestImageDir, guestRootfs, layersDeviceId } from './paths.ts';
 
 /** A share that the keeper makes below the sandbox's shared directory. */
 export type Share =
   | { id: string; kind: 'path'; source: string; readOnly: boolean }
-  | { id: string; kind: 'layers'; layers: readonly string[]; upperDir: string; workDir: string };
+  | { id: string; kind: 'layers'; layers: readonly string[]; upperDir: string; workDir: string }
+  /** A root file system as containerd's snapshotter describes it. */
+  | { id: string; kind: 'mounts'; mounts: readonly RootfsMount[] };
 
 /** What a container's root file system needs: plain data, the sandbox acts on it. */
 export interface Rootfs {
@@ -55,6 +58,23 @@ export function sharedRootfs(input: RootfsInput & { upperDir: string; workDir: s
     devices: [],
     shares: [{ id: containerId, kind: 'layers', layers, upperDir, workDir }],
     guestPath: `${GUEST_SHARED}${containerId}`,
+    mounts: () => [],
+  };
+}
+
+/** What containerd's snapshotter gives, mounted by the keeper and shared over virtio-fs. Without mounts it is at `mountedAt` already. */
+export function snapshotRootfs(input: {
+  containerId: string;
+  mounts: readonly RootfsMount[];
+  mountedAt: string;
+}): Rootfs {
+  const { containerId: id, mounts, mountedAt } = input;
+  return {
+    devices: [],
+    shares: [
+      mounts.length > 0 ? { id, kind: 'mounts', mounts } : { id, kind: 'path', source: mountedAt, readOnly: false },
+    ],
+    guestPath: `${GUEST_SHARED}${id}`,
     mounts: () => [],
   };
 }

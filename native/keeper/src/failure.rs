@@ -49,8 +49,7 @@ pub fn tail(keeper: &Keeper, source: &str, max_lines: usize) -> Option<String> {
 pub fn boot(keeper: &Keeper, code: Code, cause: &str, process: &str, wait_status: i32, message: &str) -> Status {
     let tail_of = |source: &str| {
         let text = tail(keeper, source, FAILURE_LINES).unwrap_or_default();
-        let from = text.ceil_char_boundary(text.len().saturating_sub(FAILURE_BYTES));
-        text[from..].to_owned()
+        text::cut_front(&text, FAILURE_BYTES).to_owned()
     };
     let detail = BootFailure {
         cause: cause.to_owned(),

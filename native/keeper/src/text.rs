@@ -43,7 +43,20 @@ pub fn last_lines(text: &[u8], max_lines: usize) -> &[u8] {
 
 /// The first `max_bytes` bytes of `text`, cut at a character.
 pub fn cut(text: &str, max_bytes: usize) -> &str {
-    &text[..text.floor_char_boundary(max_bytes)]
+    let mut end = max_bytes.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+/// The last `max_bytes` bytes of `text`, cut at a character.
+pub fn cut_front(text: &str, max_bytes: usize) -> &str {
+    let mut start = text.len().saturating_sub(max_bytes);
+    while !text.is_char_boundary(start) {
+        start += 1;
+    }
+    &text[start..]
 }
 
 #[cfg(test)]
@@ -61,6 +74,7 @@ mod tests {
         assert_eq!(last_lines(b"a\nb\nc\n", 2), b"b\nc");
         assert_eq!(last_lines(b"a\nb", 9), b"a\nb");
         assert_eq!(last_lines(b"a\n", 0), b"");
-        assert_eq!(cut("aé", 2), "a");
+        assert_eq!((cut("aé", 2), cut("aé", 9)), ("a", "aé"));
+        assert_eq!((cut_front("éa", 2), cut_front("éa", 9)), ("a", "éa"));
     }
 }

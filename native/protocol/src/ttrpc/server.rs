@@ -150,7 +150,7 @@ fn admit(frame: Frame, connection: &Rc<Connection>, limits: Limits) -> Result<(P
             return Err(status(Code::ResourceExhausted, text));
         }
     };
-    if stream_id.is_multiple_of(2) {
+    if stream_id % 2 == 0 {
         return Err(status(Code::InvalidArgument, format!("stream id {stream_id} is even; a client's ids are odd")));
     }
     let mut active = connection.active.borrow_mut();

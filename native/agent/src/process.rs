@@ -1,11 +1,11 @@
 //! A process of a container as its callers see it: streams, exit, terminal.
 use crate::failure::{Context, Result};
 use crate::input::Input;
-use crate::log;
 use crate::output::{Output, PIPE_BYTES};
 use crate::poll::watch_both;
 use crate::reaper::Ending;
 use kata_container::Stdio;
+use kata_protocol::clock;
 use kata_protocol::ttrpc::{status, Code};
 use rustix::pipe::{pipe_with, PipeFlags};
 use std::cell::{Cell, RefCell};
@@ -151,13 +151,12 @@ impl Process {
             input.discard();
         }
         let count = |output: &Option<Rc<Output>>| output.as_ref().map_or(0, |output| output.fix_own_bytes());
-        let (seconds, nanos) = log::unix_time();
         let exit = Exit {
             ending,
             stdout_bytes: count(&streams.output),
             stderr_bytes: count(&streams.error),
             oom_killed,
-            at_unix_nanos: seconds * 1_000_000_000 + i64::from(nanos),
+            at_unix_nanos: clock::unix_nanos(),
         };
         self.exit.send_replace(Some(exit));
     }

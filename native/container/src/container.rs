@@ -1,7 +1,7 @@
 //! A container and its processes, as their owner sees them.
 use crate::caps::Sets;
 use crate::cgroup::Cgroup;
-use crate::child::{ExecPlan, InitPlan};
+use crate::child::{ExecPlan, Finish, InitPlan};
 use crate::error::{ContainerError, Result, Step};
 use crate::launch::{go, launch, Finished, Goal, Pending};
 use crate::namespaces::{self, Namespaces};
@@ -132,12 +132,9 @@ impl Container {
             rootfs: &rootfs,
             spec: &spec,
             linux,
-            process,
-            string_user: string_user.as_ref(),
-            capabilities,
-            seccomp: seccomp.as_ref(),
             namespaces: &namespaces,
             streams: stdio.into_streams(),
+            finish: Finish { process, string_user: string_user.as_ref(), capabilities, seccomp: seccomp.as_ref() },
         };
         let joined_pid = namespaces.joined_pid.as_ref().map(AsFd::as_fd);
         let launched = launch(namespaces.new, joined_pid, group.directory(), |channel| plan.run(channel))?;
@@ -208,11 +205,8 @@ impl Container {
                 id: &self.id,
                 init,
                 namespaces: self.namespaces,
-                process,
-                string_user,
-                capabilities,
-                seccomp: self.seccomp.as_ref(),
                 streams,
+                finish: Finish { process, string_user, capabilities, seccomp: self.seccomp.as_ref() },
             };
             launch(0, pid_namespace, cgroup, |channel| plan.run(channel))
         };

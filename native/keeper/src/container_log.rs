@@ -2,7 +2,7 @@
 //!
 //! Lines of one chunk of output go out in one write. A full disk costs lines, never the container: they are counted and
 //! told by a `system D n` line as soon as writing works again.
-use crate::clock;
+use kata_protocol::clock;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -88,7 +88,7 @@ impl ContainerLog {
     /// Logs bytes that arrived at `unix_nanos`. A rest without newline is written at once as a partial line.
     pub fn write(&mut self, stream: Stream, unix_nanos: i64, bytes: &[u8]) {
         let mut prefix = Vec::with_capacity(48);
-        clock::write_rfc3339(&mut prefix, unix_nanos);
+        prefix.extend_from_slice(&clock::rfc3339(unix_nanos));
         prefix.push(b' ');
         prefix.extend_from_slice(stream.name().as_bytes());
         BATCH.with_borrow_mut(|batch| {
@@ -156,7 +156,7 @@ impl ContainerLog {
             return Ok(());
         }
         let mut line = Vec::with_capacity(64);
-        clock::write_rfc3339(&mut line, clock::unix_nanos());
+        line.extend_from_slice(&clock::rfc3339(clock::unix_nanos()));
         let _ = writeln!(line, " system D {}", self.dropped);
         if !self.append(&line).is_empty() {
             return Err(io::ErrorKind::StorageFull.into());

@@ -1,8 +1,8 @@
 //! The sandbox's journal: what happened, in order, on a file that survives the keeper (docs/ARCHITECTURE.md, "Journal").
 //!
 //! No fsync: the directory lies on a tmpfs and the journal's reader is another process, not another boot.
-use crate::clock;
 use crate::json::Writer;
+use kata_protocol::clock;
 use kata_protocol::keeper::JournalEntry;
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};

@@ -1,6 +1,5 @@
 //! What one keeper knows about its sandbox. One thread: every part borrows briefly and never across an await.
 use crate::bounded_file::BoundedFile;
-use crate::clock;
 use crate::config::Config;
 use crate::journal::Journal;
 use crate::process::{Process, ProcessKey};
@@ -10,6 +9,7 @@ use crate::text;
 use crate::tokens::Tokens;
 use crate::vsock::GuestVsock;
 use kata_protocol::agent_ext::ReadyMessage;
+use kata_protocol::clock;
 use kata_protocol::keeper::JournalEntry;
 use kata_protocol::ttrpc::Client;
 use std::cell::{Cell, RefCell};
@@ -82,7 +82,7 @@ impl Keeper {
     /// A line of `keeper.log`.
     pub fn note(&self, message: &str) {
         let mut line = Vec::with_capacity(message.len() + 40);
-        clock::write_rfc3339(&mut line, clock::unix_nanos());
+        line.extend_from_slice(&clock::rfc3339(clock::unix_nanos()));
         line.push(b' ');
         line.extend_from_slice(text::escape(message.as_bytes()).replace('\n', "\\n").as_bytes());
         line.push(b'\n');

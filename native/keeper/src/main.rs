@@ -4,7 +4,6 @@ mod arguments;
 mod bounded_file;
 mod cleanup;
 mod client;
-mod clock;
 mod config;
 mod console;
 mod container_log;

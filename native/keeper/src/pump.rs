@@ -1,9 +1,9 @@
 //! Moves one output stream from the guest to the log and the attached clients. Each stream has a task of its own: what
 //! delays one delays no other.
-use crate::clock;
 use crate::container_log::Stream;
 use crate::frames::{self, HEADER_BYTES, MAX_PAYLOAD_BYTES};
 use crate::process::Process;
+use kata_protocol::clock;
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;

@@ -1,4 +1,5 @@
-//! What the guest agent and the keeper share: the messages of `proto/` and ttrpc over any byte stream.
+//! What the guest agent and the keeper share: the messages of `proto/`, ttrpc over any byte stream, and time as logs write it.
+pub mod clock;
 #[allow(clippy::all, clippy::pedantic)]
 pub mod grpc {
     include!("gen/grpc.rs");

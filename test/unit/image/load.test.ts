@@ -1,34 +1,28 @@
 import assert from 'node:assert/strict';
 import { mkdir, readdir, readFile, symlink, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import test, { type TestContext } from 'node:test';
+import test from 'node:test';
 import { gzipSync, zstdCompressSync } from 'node:zlib';
-import type { ErrorCode, KataError } from '../../../src/base/index.ts';
-import { ImageStore } from '../../../src/image/index.ts';
+import type { KataError } from '../../../src/base/index.ts';
 import {
   archiveOf,
   configOf,
   digest,
   dockerFiles,
+  isRefused,
+  layer,
   layoutFiles,
   sha256,
+  storeIn,
   type TestImage,
   tar,
-  temporary,
 } from './support.ts';
 
-const layer = (text: string): Buffer => tar([{ name: text, data: text }]);
 const image = (more: Partial<TestImage> = {}): TestImage => ({
   layers: [layer('one'), layer('two')],
   names: ['docker.io/library/app:1'],
   ...more,
 });
-
-async function storeIn(t: TestContext) {
-  const dir = await temporary(t);
-  const images = join(dir, 'images');
-  return { dir, images, store: await ImageStore.open(images) };
-}
 
 async function writeLayout(dir: string, files: ReadonlyMap<string, Buffer>): Promise<string> {
   for (const [name, data] of files) {
@@ -50,12 +44,6 @@ const filesOf = async (images: string): Promise<string[]> =>
     .filter((entry) => entry.isFile())
     .map((entry) => join(entry.parentPath, entry.name).slice(images.length + 1))
     .sort();
-
-const isRefused = (code: ErrorCode, text: RegExp) => (error: KataError) => {
-  assert.equal(error.code, code, error.stack);
-  assert.match(error.message, text);
-  return true;
-};
 
 const FORMS: Record<string, (image: TestImage) => Map<string, Buffer>> = {
   'OCI layout': (one) => layoutFiles([one]),

@@ -4,35 +4,28 @@ import { once } from 'node:events';
 import { mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import test, { type TestContext } from 'node:test';
-import type { ErrorCode, KataError } from '../../../src/base/index.ts';
 import { ImageStore } from '../../../src/image/index.ts';
 import {
   archiveOf,
   configOf,
   digest,
   dockerFiles,
+  isRefused,
+  layer,
   layoutFiles,
   sha256,
+  storeIn,
   type TestImage,
   tar,
   temporary,
 } from './support.ts';
-
-const layer = (text: string): Buffer => tar([{ name: text, data: text }]);
-const isRefused = (code: ErrorCode, text: RegExp) => (error: KataError) => {
-  assert.equal(error.code, code, error.stack);
-  assert.match(error.message, text);
-  return true;
-};
 
 const A: TestImage = { layers: [layer('base'), layer('a')], names: ['app/a:1', 'app/a:2'] };
 const B: TestImage = { layers: [layer('base'), layer('b')], names: ['registry.example:5000/b:x'] };
 const [idA, idB] = [digest(configOf(A)), digest(configOf(B))];
 
 async function loaded(t: TestContext, usedBy: (id: string) => string[] = () => []) {
-  const dir = await temporary(t);
-  const images = join(dir, 'images');
-  const store = await ImageStore.open(images, { usedBy });
+  const { dir, images, store } = await storeIn(t, usedBy);
   const archive = join(dir, 'both.tar');
   await writeFile(archive, archiveOf(dockerFiles([A, B])));
   await store.load(archive);

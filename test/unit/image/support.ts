@@ -1,8 +1,11 @@
+import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
+import type { ErrorCode, KataError } from '../../../src/base/index.ts';
+import { ImageStore } from '../../../src/image/index.ts';
 
 /** A tar member as a test writes it; names, link names and PAX values are binary strings (latin1). */
 export interface Entry {
@@ -157,3 +160,20 @@ export function dockerFiles(images: readonly TestImage[]): Map<string, Buffer> {
 
 export const archiveOf = (files: ReadonlyMap<string, Buffer>): Buffer =>
   tar([...files].map(([name, data]) => ({ name, data })));
+
+/** A layer of one file that holds its own name. */
+export const layer = (text: string): Buffer => tar([{ name: text, data: text }]);
+
+/** An empty store below a temporary directory. */
+export async function storeIn(t: TestContext, usedBy: (id: string) => string[] = () => []) {
+  const dir = await temporary(t);
+  const images = join(dir, 'images');
+  return { dir, images, store: await ImageStore.open(images, { usedBy }) };
+}
+
+/** For assert.rejects. */
+export const isRefused = (code: ErrorCode, text: RegExp) => (error: KataError) => {
+  assert.equal(error.code, code, error.stack);
+  assert.match(error.message, text);
+  return true;
+};

@@ -3,16 +3,12 @@ use super::finish::{finish, Finish, Io};
 use super::init::guest_proc;
 use super::{
     become_namespace_root, close_others, join_keyring, namespace_failure, new_session, raise_streams, set_oom_score,
-    terminal, Streams,
+    Streams,
 };
-use crate::caps::Sets;
-use crate::error::{ContainerError, Result, Step};
+use crate::error::Result;
 use crate::launch::Channel;
 use crate::namespaces;
-use crate::seccomp::Program;
-use crate::sys;
 use crate::sys::process::set_ns;
-use kata_protocol::grpc;
 use std::convert::Infallible;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
@@ -22,12 +18,9 @@ pub(crate) struct ExecPlan<'a> {
     pub init: BorrowedFd<'a>,
     /// CLONE_NEW* of the namespaces to enter.
     pub namespaces: u64,
-    pub process: &'a grpc::Process,
-    pub string_user: Option<&'a grpc::StringUser>,
-    pub capabilities: Sets,
-    pub seccomp: Option<&'a Program>,
     /// None: a terminal.
     pub streams: Option<Streams>,
+    pub finish: Finish<'a>,
 }
 
 impl ExecPlan<'_> {
@@ -39,7 +32,7 @@ impl ExecPlan<'_> {
         keep.extend([channel.socket().as_raw_fd(), self.init.as_raw_fd()]);
         close_others(&keep)?;
         new_session()?;
-        set_oom_score(guest_proc()?.as_fd(), self.process.oom_score_adj)?;
+        set_oom_score(guest_proc()?.as_fd(), self.finish.process.oom_score_adj)?;
         // The pid namespace is entered by being born in it. All at once: the kernel gets the order right.
         set_ns(self.init, self.namespaces & !namespaces::PID)
             .map_err(|errno| namespace_failure(errno, "join the container"))?;
@@ -47,23 +40,7 @@ impl ExecPlan<'_> {
             become_namespace_root()?;
         }
         join_keyring(self.id);
-        let io = match streams {
-            Some(streams) => Io::Streams(streams),
-            None => {
-                let root = sys::open("/", libc::O_PATH | libc::O_DIRECTORY)
-                    .map_err(|errno| ContainerError::new(Step::Rootfs, errno, "/", "open"))?;
-                let (master, slave) = terminal::open(root.as_fd(), self.process.console_size.as_ref())?;
-                Io::Terminal { master, slave }
-            }
-        };
-        finish(Finish {
-            process: self.process,
-            string_user: self.string_user,
-            capabilities: self.capabilities,
-            seccomp: self.seccomp,
-            io,
-            channel,
-            wait: false,
-        })
+        let io = Io::of(streams, self.finish.process)?;
+        finish(self.finish, io, channel, false)
     }
 }

@@ -21,33 +21,44 @@ pub(crate) enum Io {
     Terminal { master: OwnedFd, slave: OwnedFd },
 }
 
+impl Io {
+    /// The streams that were given; without any a new terminal of the devpts that is mounted here.
+    pub(crate) fn of(streams: Option<Streams>, process: &grpc::Process) -> Result<Self> {
+        if let Some(streams) = streams {
+            return Ok(Self::Streams(streams));
+        }
+        let (master, slave) = terminal::open(root_directory()?.as_fd(), process.console_size.as_ref())?;
+        Ok(Self::Terminal { master, slave })
+    }
+}
+
+/// What the last steps need to know of every process, the first one and those that join it.
 pub(crate) struct Finish<'a> {
     pub process: &'a grpc::Process,
     pub string_user: Option<&'a grpc::StringUser>,
     pub capabilities: Sets,
     pub seccomp: Option<&'a Program>,
-    pub io: Io,
-    pub channel: &'a Channel,
-    /// Whether to wait for a word before the command is executed.
-    pub wait: bool,
+}
+
+fn root_directory() -> Result<OwnedFd> {
+    sys::open("/", libc::O_PATH | libc::O_DIRECTORY)
+        .map_err(|errno| ContainerError::new(Step::Rootfs, errno, "/", "open"))
 }
 
 fn user_failure(errno: i32, value: impl ToString, what: &str) -> ContainerError {
     ContainerError::new(Step::User, errno, value.to_string(), what)
 }
 
-/// Everything that is still the same for the first process and for those that join it. The root directory is the
-/// container's by now.
-pub(crate) fn finish(plan: Finish<'_>) -> Result<Infallible> {
+/// Does them. The root directory is the container's by now. `wait`: for a word before the command is executed.
+pub(crate) fn finish(plan: Finish<'_>, io: Io, channel: &Channel, wait: bool) -> Result<Infallible> {
     let process = plan.process;
-    let root = sys::open("/", libc::O_PATH | libc::O_DIRECTORY)
-        .map_err(|errno| ContainerError::new(Step::Rootfs, errno, "/", "open"))?;
+    let root = root_directory()?;
     let identity = identify(root.as_fd(), process, plan.string_user)?;
     let home =
         identity.home.clone().or_else(|| find_home(root.as_fd(), identity.uid)).unwrap_or_else(|| "/".to_owned());
     drop(root);
-    let master = connect(plan.io, identity.uid)?;
-    let keep = [Some(plan.channel.socket().as_raw_fd()), master.as_ref().map(AsRawFd::as_raw_fd)];
+    let master = connect(io, identity.uid)?;
+    let keep = [Some(channel.socket().as_raw_fd()), master.as_ref().map(AsRawFd::as_raw_fd)];
     close_others(&keep.into_iter().flatten().collect::<Vec<_>>())?;
     close_on_exec_from(3).map_err(|errno| ContainerError::new(Step::Exec, errno, "", "close descriptors on exec"))?;
 
@@ -72,12 +83,12 @@ pub(crate) fn finish(plan: Finish<'_>) -> Result<Infallible> {
     // SAFETY: takes a number.
     unsafe { libc::umask(UMASK) };
     reset_signals();
-    if plan.wait || master.is_some() {
-        plan.channel.ready(master.as_ref().map(AsFd::as_fd))?;
+    if wait || master.is_some() {
+        channel.ready(master.as_ref().map(AsFd::as_fd))?;
     }
     drop(master);
-    if plan.wait {
-        plan.channel.wait_for_go();
+    if wait {
+        channel.wait_for_go();
     }
     if let Some(program) = plan.seccomp {
         program.load()?;

@@ -4,12 +4,10 @@ use super::{
     become_namespace_root, close_others, join_keyring, namespace_failure, new_session, raise_streams, set_oom_score,
     terminal, Streams,
 };
-use crate::caps::Sets;
 use crate::error::{ContainerError, Result, Step};
 use crate::launch::Channel;
 use crate::namespaces::{self, Namespaces};
 use crate::rootfs::{Rootfs, PROC_MAGIC};
-use crate::seccomp::Program;
 use crate::sys::process::{set_ns, unshare};
 use crate::sys::{self, check, fs_magic};
 use crate::sysctl;
@@ -23,13 +21,10 @@ pub(crate) struct InitPlan<'a> {
     pub rootfs: &'a Path,
     pub spec: &'a grpc::Spec,
     pub linux: &'a grpc::Linux,
-    pub process: &'a grpc::Process,
-    pub string_user: Option<&'a grpc::StringUser>,
-    pub capabilities: Sets,
-    pub seccomp: Option<&'a Program>,
     pub namespaces: &'a Namespaces,
     /// None: a terminal.
     pub streams: Option<Streams>,
+    pub finish: Finish<'a>,
 }
 
 impl InitPlan<'_> {
@@ -43,7 +38,7 @@ impl InitPlan<'_> {
         close_others(&keep)?;
         new_session()?;
         let proc_dir = guest_proc()?;
-        set_oom_score(proc_dir.as_fd(), self.process.oom_score_adj)?;
+        set_oom_score(proc_dir.as_fd(), self.finish.process.oom_score_adj)?;
         if self.namespaces.has(namespaces::USER) {
             channel.wait_for_go();
             become_namespace_root()?;
@@ -56,26 +51,12 @@ impl InitPlan<'_> {
             self.build(proc_dir.as_fd(), streams.is_none())?
         };
         drop(proc_dir);
-        let io = match (streams, terminal) {
-            (Some(streams), _) => Io::Streams(streams),
-            (None, Some((master, slave))) => Io::Terminal { master, slave },
-            // Somebody else's mount namespace: its devpts is there already.
-            (None, None) => {
-                let root = sys::open("/", libc::O_PATH | libc::O_DIRECTORY)
-                    .map_err(|errno| ContainerError::new(Step::Rootfs, errno, "/", "open"))?;
-                let (master, slave) = terminal::open(root.as_fd(), self.process.console_size.as_ref())?;
-                Io::Terminal { master, slave }
-            }
+        let io = match terminal {
+            Some((master, slave)) => Io::Terminal { master, slave },
+            // In somebody else's mount namespace the devpts is there already.
+            None => Io::of(streams, self.finish.process)?,
         };
-        finish(Finish {
-            process: self.process,
-            string_user: self.string_user,
-            capabilities: self.capabilities,
-            seccomp: self.seccomp,
-            io,
-            channel,
-            wait: true,
-        })
+        finish(self.finish, io, channel, true)
     }
 
     fn enter_namespaces(&self) -> Result<()> {
@@ -108,7 +89,7 @@ impl InitPlan<'_> {
         sysctl::apply(proc_dir, &self.linux.sysctl, scope)?;
         let terminal = match want_terminal {
             true => {
-                let (master, slave) = terminal::open(rootfs.root(), self.process.console_size.as_ref())?;
+                let (master, slave) = terminal::open(rootfs.root(), self.finish.process.console_size.as_ref())?;
                 rootfs.bind_console(slave.as_fd())?;
                 Some((master, slave))
             }

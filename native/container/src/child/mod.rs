@@ -6,6 +6,7 @@ mod init;
 mod terminal;
 
 pub(crate) use exec::ExecPlan;
+pub(crate) use finish::Finish;
 pub(crate) use init::InitPlan;
 
 use crate::error::{ContainerError, Result, Step};

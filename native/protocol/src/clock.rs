@@ -5,12 +5,14 @@ pub fn unix_nanos() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64)
 }
 
-/// Appends `2026-11-21T05:14:00.123456789Z` (RFC 3339, always nine decimals: fixed width, so that lines sort).
-pub fn write_rfc3339(out: &mut Vec<u8>, unix_nanos: i64) {
+/// `2026-11-21T05:14:00.123456789Z` (RFC 3339, always nine decimals: fixed width, so that lines sort).
+pub fn rfc3339(unix_nanos: i64) -> [u8; 30] {
     let seconds = unix_nanos.div_euclid(1_000_000_000);
     let nanos = unix_nanos.rem_euclid(1_000_000_000) as u64;
     let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400) as u64);
     let (year, month, day) = civil_date(days);
+    let mut out = [0; 30];
+    let mut at = 0;
     for (value, width, after) in [
         (year, 4, b'-'),
         (month, 2, b'-'),
@@ -20,13 +22,16 @@ pub fn write_rfc3339(out: &mut Vec<u8>, unix_nanos: i64) {
         (second % 60, 2, b'.'),
         (nanos, 9, b'Z'),
     ] {
-        let mut divisor = 10u64.pow(width - 1);
-        while divisor > 0 {
-            out.push(b'0' + (value / divisor % 10) as u8);
-            divisor /= 10;
+        let mut rest = value;
+        for digit in out[at..at + width].iter_mut().rev() {
+            *digit = b'0' + (rest % 10) as u8;
+            rest /= 10;
         }
-        out.push(after);
+        at += width;
+        out[at] = after;
+        at += 1;
     }
+    out
 }
 
 /// Gregorian date of a day number since 1970-01-01 (H. Hinnant, "chrono-compatible low-level date algorithms").
@@ -46,9 +51,7 @@ fn civil_date(days: i64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     fn text(nanos: i64) -> String {
-        let mut out = Vec::new();
-        super::write_rfc3339(&mut out, nanos);
-        String::from_utf8(out).unwrap()
+        String::from_utf8(super::rfc3339(nanos).to_vec()).unwrap()
     }
 
     #[test]

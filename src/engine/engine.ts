@@ -6,7 +6,7 @@ import type { CreateContainer } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
 import type { ImageStore, ResolvedImage } from '../image/index.ts';
 import type { Assets, ProcessEnd, Sandbox, SandboxServices } from '../sandbox/index.ts';
-import { exitOf, failpoint, sandboxOf } from '../sandbox/index.ts';
+import { exitOf, failpoint, heldBy, sandboxOf } from '../sandbox/index.ts';
 import { type AssetWish, findTool } from './assets.ts';
 import type { Container } from './container.ts';
 import { ContainerSet, type CorruptContainer } from './container-set.ts';
@@ -140,7 +140,7 @@ export class Engine {
       // A start that failed has recorded its own end; a later run is in another sandbox.
       if (container.isRemoved || sandboxOf(container.state) !== uid) return;
       const unstored = container.applyAnyway(
-        { event: 'exit', exit, at: new Date(end.atUnixMs).toISOString() },
+        { event: 'exit', exit, at: new Date(Number(end.atUnixNanos / 1_000_000n)).toISOString() },
         { droppedLines: container.record.droppedLines + end.droppedLines },
       );
       this.emit('die', container, { exitCode: String(exit.code) });
@@ -153,7 +153,7 @@ export class Engine {
   /** Cleans up behind a run, in the background: whoever needs the container's files waits for `settled`. */
   afterExit(container: Container, uid: string): void {
     const sandbox = this.sandboxes.get(uid);
-    const leave = sandbox?.leave(container.id, planOf(container)) ?? Promise.resolve();
+    const leave = sandbox?.leave(container.id, heldBy(planOf(container))) ?? Promise.resolve();
     const left = leave.catch((error: Error) => this.log(`container ${container.id}: clean-up: ${error.message}`));
     container.settled = left;
     if (!container.record.config.autoRemove) return;

@@ -6,6 +6,7 @@ import { parseSignal, SIGKILL } from '../oci/index.ts';
 import {
   type ContainerPlan,
   failpoint,
+  heldBy,
   launch,
   machineSize,
   needsSharing,
@@ -158,7 +159,7 @@ class Attempt {
       cleanUp: async () => {
         if (sandbox === undefined || plan === undefined) return [];
         if (container.record.config.sandbox === undefined) return sandbox.end('start-failed').gone;
-        if (joined) await sandbox.leave(container.id, plan);
+        if (joined) await sandbox.leave(container.id, heldBy(plan));
         return [];
       },
     };
@@ -184,6 +185,7 @@ class Attempt {
     return new Sandbox(services, this.#engine.eventsOf(uid), {
       version: 1,
       uid,
+      door: 'cli',
       bootId: await services.host.bootId(),
       createdAt: new Date().toISOString(),
       state: { status: 'launching' },

@@ -61,11 +61,9 @@ async function recoverSandbox(engine: Engine, name: string): Promise<void> {
     if (members.some((one) => one.id === id && one.isLive)) continue;
     const container = engine.containers.byId(id);
     if (container !== undefined) engine.afterExit(container, name);
-    else await sandbox.leave(id, { rootfs: NO_ROOTFS, shares: [] });
+    else await sandbox.leave(id, { devices: [], shares: [] });
   }
 }
-
-const NO_ROOTFS = { devices: [], shares: [], guestPath: '', mounts: () => [] };
 
 function readRecord(engine: Engine, uid: string): ReturnType<ReturnType<typeof Sandbox.file>['read']> {
   try {

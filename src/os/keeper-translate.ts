@@ -111,7 +111,7 @@ export function fromJournal(entry: RpcEntry): JournalEntry {
   return {
     sequence: Number(entry.sequence),
     kind: entry.kind,
-    atUnixMs: Number(entry.at_unix_nanos / 1_000_000n),
+    atUnixNanos: entry.at_unix_nanos,
     containerId: entry.container_id,
     execId: entry.exec_id,
     status: entry.status,

@@ -136,7 +136,7 @@ export interface JournalEntry {
   sequence: number;
   /** A kind that this version does not know is kept as it is. */
   kind: JournalKind | (string & {});
-  atUnixMs: number;
+  atUnixNanos: bigint;
   containerId: string;
   execId: string;
   /** For "exit": exit code, or 128 + signal; 137 when the sandbox went away. */

@@ -36,15 +36,23 @@ export async function adopt(sandbox: Sandbox): Promise<Adoption> {
   if (sandboxUid !== record.uid)
     throw new KataError('STATE_CORRUPT', `the keeper in ${runDir} serves sandbox ${sandboxUid}`);
   if (record.keeper === undefined) sandbox.update({ keeper: { pid, startTimeTicks } });
-  const machineHost = new KeeperMachineHost(links.keeper, { adopted: true });
+  const { status } = record.state;
+  const machineHost = new KeeperMachineHost(links.keeper, {
+    adopted: status !== 'waiting',
+    inNetns: record.netns !== undefined,
+  });
   const state = await links.keeper.state({ timeoutMs: ADOPT_TIMEOUT_MS });
   for (const process of state.spawned) if (!process.running) machineHost.settle(process.name, process.waitStatus);
+  const vmm = state.spawned.find((one) => one.name === 'vmm' && one.running);
+  if (vmm !== undefined && record.vmmPid === undefined) sandbox.update({ vmmPid: vmm.pid });
   sandbox.connect({ ...links, machineHost, machine: undefined });
-  if (record.state.status !== 'running')
-    return { kind: 'end', cause: record.state.status === 'ending' ? record.state.cause : 'start-failed' };
-  const machine = await adoptMachine(sandbox, machineHost);
+  if (record.state.status === 'ending') return { kind: 'end', cause: record.state.cause };
+  // A door's caller waits for its answer, whatever became of the start.
+  if (status === 'launching' && record.door === 'cli') return { kind: 'end', cause: 'start-failed' };
+  const machine = vmm === undefined ? undefined : await adoptMachine(sandbox, machineHost);
   if (machine !== undefined) sandbox.setMachine(machine);
-  else if (state.processes.every((process) => process.exited)) return { kind: 'end', cause: 'vmm-exited' };
+  else if (record.door === 'cli' && state.processes.every((process) => process.exited))
+    return { kind: 'end', cause: 'vmm-exited' };
   return { kind: 'adopted', processes: state.processes };
 
   async function adoptMachine(of: Sandbox, machineHost: KeeperMachineHost): Promise<Machine | undefined> {

@@ -123,7 +123,7 @@ async function takeRest(parts: EndingParts, cause: string): Promise<void> {
       oomKilled: false,
       cause: cause === 'host-reboot' ? cause : 'keeper-died',
       evidence: parts.journal.lastWords || 'the keeper left no exit of this container',
-      atUnixMs: Date.now(),
+      atUnixNanos: BigInt(Date.now()) * 1_000_000n,
       droppedLines: 0,
     });
 }

@@ -43,7 +43,7 @@ function parseEntry(line: string): JournalEntry | undefined {
   return {
     sequence: number('sequence'),
     kind: text('kind'),
-    atUnixMs: Math.floor(number('at_unix_nanos') / 1e6),
+    atUnixNanos: nanos(text('at_unix_nanos')),
     containerId: text('container_id'),
     execId: text('exec_id'),
     status: number('status'),
@@ -56,3 +56,6 @@ function parseEntry(line: string): JournalEntry | undefined {
     droppedLines: number('dropped_lines'),
   };
 }
+
+/** A number would lose its last digits. */
+const nanos = (text: string): bigint => (/^\d{1,19}$/.test(text) ? BigInt(text) : 0n);

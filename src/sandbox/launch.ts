@@ -1,12 +1,13 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
-import type { MachineSpec } from '../model/index.ts';
+import { KataError } from '../base/index.ts';
+import type { Device, MachineSpec } from '../model/index.ts';
 import type { KeeperConfig } from '../os/index.ts';
 import { GUEST_SHM } from '../storage/index.ts';
 import { failpoint } from './failpoints.ts';
 import { KeeperMachineHost } from './machine-host.ts';
 import type { Phases } from './phases.ts';
-import { type ContainerPlan, needsSharing } from './plan.ts';
+import type { ContainerPlan } from './plan.ts';
 import type { SandboxRecord } from './records.ts';
 import type { Sandbox } from './sandbox.ts';
 import type { Assets } from './services.ts';
@@ -20,14 +21,19 @@ const AGENT_TIMEOUT_MS = 30_000;
 const SHM_BYTES = 64 * 2 ** 20;
 const PORTS = { agent_port: 1024, stream_port: 1027, log_port: 1025, ready_port: 1030 } as const;
 
-export interface LaunchOptions {
+export interface BootOptions {
   assets: Assets;
-  plan: ContainerPlan;
+  /** Present at boot. */
+  devices: readonly Device[];
   hostname: string;
-  /** Makes the writable disk when there is none; runs beside the keeper's start. */
-  prepareDisk: () => Promise<void>;
   phases: Phases;
   signal: AbortSignal;
+}
+
+export interface LaunchOptions extends Omit<BootOptions, 'devices'> {
+  plan: ContainerPlan;
+  /** Makes the writable disk when there is none; runs beside the keeper's start. */
+  prepareDisk: () => Promise<void>;
 }
 
 /**
@@ -35,48 +41,71 @@ export interface LaunchOptions {
  * it left.
  */
 export async function launch(sandbox: Sandbox, options: LaunchOptions): Promise<void> {
-  const { plan, phases, signal, assets } = options;
+  const { plan, phases, signal } = options;
   const disk = phases.time('disk', options.prepareDisk);
   disk.catch(() => {});
   try {
     await phases.time('keeper', () => launchKeeper(sandbox, signal));
-    const { keeper, machineHost } = sandbox.links;
     const shares = planShares(plan);
     if (shares.length > 0)
       await phases.time('share', async () => {
-        for (const share of shares) await keeper.share(share.id, shareSource(share), { signal });
+        for (const share of shares) await sandbox.links.keeper.share(share.id, shareSource(share), { signal });
       });
-    // Only microvm asks for it, and telling it takes time.
-    const tscKhz =
-      sandbox.record.machineType === 'microvm' ? await sandbox.services.host.tscKhz({ signal }) : undefined;
-    const spec = { ...machineSpec(sandbox.record, sandbox.runDir, assets, plan), ...(tscKhz && { tscKhz }) };
-    const machine = sandbox.services.hypervisor.create(spec, machineHost);
-    sandbox.setMachine(machine);
-    await disk;
-    failpoint('start.disk-made');
-    await phases.time('vmm', () => machine.start({ signal, timeoutMs: MACHINE_TIMEOUT_MS }));
-    failpoint('start.machine-started');
+    await startMachine(sandbox, { ...options, devices: plan.rootfs.devices }, disk);
   } finally {
     // A disk that is being made when the start fails is made or gone when the caller cleans up.
     await disk.catch(() => {});
   }
-  const { keeper, agent } = sandbox.links;
+  await enterGuest(sandbox, options, false);
+}
+
+/**
+ * Brings a sandbox up whose keeper runs and whose cgroups and network are set. Goes on where an earlier engine stopped when its machine
+ * was taken over.
+ */
+export async function boot(sandbox: Sandbox, options: BootOptions): Promise<void> {
+  const resumed = sandbox.links.machine !== undefined;
+  if (!resumed) await startMachine(sandbox, options, Promise.resolve());
+  await enterGuest(sandbox, options, resumed);
+}
+
+async function startMachine(sandbox: Sandbox, options: BootOptions, disk: Promise<void>): Promise<void> {
+  const { phases, signal } = options;
+  const { machineHost } = sandbox.links;
+  // Only microvm asks for it, and telling it takes time.
+  const tscKhz = sandbox.record.machineType === 'microvm' ? await sandbox.services.host.tscKhz({ signal }) : undefined;
+  const spec = { ...machineSpec(sandbox.record, sandbox.runDir, options), ...(tscKhz && { tscKhz }) };
+  const machine = sandbox.services.hypervisor.create(spec, machineHost);
+  sandbox.setMachine(machine);
+  await disk;
+  failpoint('start.disk-made');
+  await phases.time('vmm', () => machine.start({ signal, timeoutMs: MACHINE_TIMEOUT_MS }));
+  failpoint('start.machine-started');
+}
+
+async function enterGuest(
+  sandbox: Sandbox,
+  { hostname, phases, signal }: Pick<BootOptions, 'hostname' | 'phases' | 'signal'>,
+  resumed: boolean,
+): Promise<void> {
+  const { keeper, agent, machineHost } = sandbox.links;
   await phases.time('boot', () => keeper.awaitAgent({ signal, timeoutMs: BOOT_TIMEOUT_MS[sandbox.record.accel] }));
   failpoint('start.agent-ready');
+  const request = {
+    sandboxId: sandbox.uid,
+    hostname,
+    dns: [],
+    storages: [...(sandbox.record.shared === 'sandbox' ? [SHARED_MOUNT] : []), SHM_MOUNT],
+    sharePidNamespace: false,
+  };
   await phases.time('create-sandbox', () =>
-    agent.createSandbox(
-      {
-        sandboxId: sandbox.uid,
-        hostname: options.hostname,
-        dns: [],
-        storages: [...(needsSharing(plan) ? [SHARED_MOUNT] : []), SHM_MOUNT],
-        sharePidNamespace: false,
-      },
-      { signal, timeoutMs: AGENT_TIMEOUT_MS },
-    ),
+    agent.createSandbox(request, { signal, timeoutMs: AGENT_TIMEOUT_MS }).catch((error: unknown) => {
+      if (!resumed || KataError.from(error).code !== 'ALREADY_EXISTS') throw error;
+    }),
   );
   failpoint('start.sandbox-created');
-  sandbox.transition({ event: 'launched' });
+  const vmmPid = machineHost.pidOf('vmm');
+  sandbox.transition({ event: 'launched' }, vmmPid === undefined ? {} : { vmmPid });
   failpoint('start.sandbox-running');
 }
 
@@ -115,7 +144,7 @@ async function launchKeeper(sandbox: Sandbox, signal: AbortSignal): Promise<void
   });
 }
 
-function machineSpec(record: SandboxRecord, runDir: string, assets: Assets, plan: ContainerPlan): MachineSpec {
+function machineSpec(record: SandboxRecord, runDir: string, { assets, devices }: BootOptions): MachineSpec {
   return {
     uid: record.uid,
     machine: record.machineType,
@@ -130,7 +159,7 @@ function machineSpec(record: SandboxRecord, runDir: string, assets: Assets, plan
     initrd: assets.guest.initrd,
     cmdline: [],
     vsock: { mode: 'hybrid', directory: join(runDir, 'vsock') },
-    devices: [...(needsSharing(plan) ? [sharedDevice(runDir)] : []), ...plan.rootfs.devices],
+    devices: [...(record.shared === 'sandbox' ? [sharedDevice(runDir)] : []), ...devices],
     consoleSocket: join(runDir, 'console.sock'),
     runDir,
     binaries: assets.binaries,

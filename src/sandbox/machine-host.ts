@@ -16,11 +16,24 @@ export class KeeperMachineHost implements MachineHost {
   readonly #exits = new Map<string, Exit>();
   /** Undefined for a machine that was taken over: any process may have been started before. */
   readonly #spawned: Set<string> | undefined;
+  readonly #pids = new Map<string, number>();
+  #inNetns: boolean;
   #gone = false;
 
-  constructor(keeper: Keeper, options: { adopted: boolean }) {
+  constructor(keeper: Keeper, options: { adopted: boolean; inNetns?: boolean }) {
     this.#keeper = keeper;
     this.#spawned = options.adopted ? undefined : new Set();
+    this.#inNetns = options.inNetns ?? false;
+  }
+
+  /** From now on processes start in the keeper's `useNetns`. */
+  enterNetns(): void {
+    this.#inNetns = true;
+  }
+
+  /** Of a process that this engine started. */
+  pidOf(name: string): number | undefined {
+    return this.#pids.get(name);
   }
 
   /** The same keeper on a new connection. */
@@ -35,7 +48,9 @@ export class KeeperMachineHost implements MachineHost {
   async spawn(process: SpawnOptions, options?: CallOptions): Promise<{ pid: number }> {
     this.#spawned?.add(process.name);
     try {
-      return await this.#keeper.spawn(process, options);
+      const spawned = await this.#keeper.spawn({ ...process, ...(this.#inNetns && { inNetns: true }) }, options);
+      this.#pids.set(process.name, spawned.pid);
+      return spawned;
     } catch (error) {
       // A refusal is the process's end; an answer that never came does not mean that it did not start.
       if (!UNKNOWN_OUTCOME.includes(KataError.from(error).code)) this.#exitOf(process.name).resolve({});

@@ -1,4 +1,6 @@
+import type { GuestDevice, GuestMount } from '../model/index.ts';
 import type { Mount, Spec } from '../oci/index.ts';
+import type { Stdio } from '../os/index.ts';
 import type { Rootfs, Share } from '../storage/index.ts';
 
 /** What is written into the guest for a container: /etc/hosts and the like. */
@@ -19,8 +21,28 @@ export interface ContainerPlan {
   spec: Spec;
   stdin: boolean;
   stdinOnce: boolean;
-  logPath: string;
+  /** Absent: the output goes to clients and `stdio` only. */
+  logPath?: string;
+  /** Where containerd wants the streams. */
+  stdio?: Stdio;
+  /** The container joins the pid namespace of the sandbox's first container. */
+  sharePidNamespace?: boolean;
+  /** Given to the container beside what its spec names. */
+  devices?: readonly GuestDevice[];
+  /** Mounted in the guest beside what the root file system needs: "ephemeral", "local". */
+  storages?: readonly GuestMount[];
 }
+
+/** What a container holds of its sandbox until it leaves: ids of devices and shares. */
+export interface Held {
+  devices: readonly string[];
+  shares: readonly string[];
+}
+
+export const heldBy = (plan: Pick<ContainerPlan, 'rootfs' | 'shares'>): Held => ({
+  devices: plan.rootfs.devices.map((device) => device.id),
+  shares: [...plan.rootfs.shares, ...plan.shares].map((share) => share.id),
+});
 
 export interface StreamWish {
   stdin: boolean;

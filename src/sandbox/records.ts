@@ -82,6 +82,7 @@ export type ContainerRecord = z.infer<typeof ContainerRecord>;
 export type ContainerMount = z.infer<typeof ContainerMount>;
 
 const SandboxStateSchema = z.discriminatedUnion('status', [
+  z.object({ status: z.literal('waiting') }),
   z.object({ status: z.literal('launching') }),
   z.object({ status: z.literal('running') }),
   z.object({ status: z.literal('ending'), cause: z.string() }),
@@ -99,6 +100,8 @@ export type ExecRecord = z.infer<typeof ExecRecord>;
 export const SandboxRecord = z.object({
   version: z.literal(1),
   uid: z.string().regex(/^[0-9a-f]{12}$/),
+  /** Who asked for it, and decides when it ends. */
+  door: z.enum(['cli', 'containerd']).default('cli'),
   bootId: z.string(),
   createdAt: z.string(),
   state: SandboxStateSchema,
@@ -109,6 +112,11 @@ export const SandboxRecord = z.object({
   keeper: z.object({ pid: z.number(), startTimeTicks: z.number() }).optional(),
   /** `Machine.describe()`; the driver validates it. Absent until the VMM is about to be started. */
   machine: z.unknown().optional(),
+  /** The VMM's process, once there is a machine. */
+  vmmPid: z.number().optional(),
+  /** Where the machine's network namespace is; empty: one of the sandbox's own. Absent: the engine's, which the machine does not use. */
+  netns: z.string().optional(),
+  /** This and the size are empty until a machine is asked for. */
   guestImage: z.string(),
   vcpus: z.number(),
   memoryBytes: z.number(),

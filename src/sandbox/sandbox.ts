@@ -5,6 +5,7 @@ import { KataError, Mutex } from '../base/index.ts';
 import type { Machine } from '../hypervisor/index.ts';
 import type { Device } from '../model/index.ts';
 import type { Process } from '../oci/index.ts';
+import type { KeeperProcess } from '../os/index.ts';
 import type { Share } from '../storage/index.ts';
 import { type Ending, endSandbox } from './ending.ts';
 import { failpoint } from './failpoints.ts';
@@ -12,7 +13,7 @@ import { writeGuestFiles } from './guest-files.ts';
 import { JournalTaker } from './journal.ts';
 import type { KeeperMachineHost } from './machine-host.ts';
 import type { Phases } from './phases.ts';
-import { type ContainerPlan, needsSharing, type StreamWish } from './plan.ts';
+import { type ContainerPlan, type Held, needsSharing, type StreamWish } from './plan.ts';
 import { type ExecRecord, SandboxRecord } from './records.ts';
 import type { Keeper, SandboxEvents, SandboxServices } from './services.ts';
 import { planShares, requireVirtiofsd, SHARED_MOUNT, sharedDevice, shareSource } from './sharing.ts';
@@ -83,8 +84,8 @@ export class Sandbox {
     this.#file.write(this.#record);
   }
 
-  transition(event: SandboxEvent): void {
-    this.update({ state: nextSandboxState(this.#record.state, event) });
+  transition(event: SandboxEvent, change: Partial<SandboxRecord> = {}): void {
+    this.update({ ...change, state: nextSandboxState(this.#record.state, event) });
   }
 
   /** KEEPER_UNAVAILABLE while the sandbox is not up. */
@@ -102,6 +103,7 @@ export class Sandbox {
   connect(links: Links): void {
     this.#links = links;
     void this.#follow(links);
+    this.#events.onConnected?.(links.keeper);
   }
 
   /** The machine exists only after the journal is followed: the end of its processes arrives there. */
@@ -132,6 +134,20 @@ export class Sandbox {
     options: { atBoot: boolean; attach: StreamWish | undefined; phases: Phases; signal: AbortSignal },
   ): Promise<{ token: string; socket: string } | undefined> {
     const { phases, signal, attach } = options;
+    await this.create(plan, { atBoot: options.atBoot, waitClient: attach !== undefined, phases, signal });
+    const { containerId } = plan;
+    const stream = attach && (await this.links.keeper.openStream({ containerId, execId: '', ...attach }, { signal }));
+    failpoint('start.stream-opened');
+    await phases.time('start-container', () => this.startContainer(containerId, signal));
+    return stream;
+  }
+
+  /** Creates a container whose process waits for `startContainer`. `waitClient`: its output waits for a client. */
+  async create(
+    plan: ContainerPlan,
+    options: { atBoot: boolean; waitClient: boolean; phases: Phases; signal: AbortSignal },
+  ): Promise<void> {
+    const { phases, signal } = options;
     if (!options.atBoot)
       await this.#mutex.run(() => phases.time('plug', () => this.#plug(plan.rootfs.devices, planShares(plan), signal)));
     failpoint('start.disks-plugged');
@@ -140,14 +156,14 @@ export class Sandbox {
     const sharedDir = this.#record.shared === 'no' ? undefined : join(this.runDir, 'shared');
     await phases.time('files', () => writeGuestFiles(agent, sharedDir, plan.files, signal));
     failpoint('start.files-copied');
-    const storages = plan.rootfs.mounts((id) => machineOf(machine).addressOf(id));
+    const storages = [...plan.rootfs.mounts((id) => machineOf(machine).addressOf(id)), ...(plan.storages ?? [])];
     if (this.#record.shared === 'container' && needsSharing(plan)) storages.unshift(SHARED_MOUNT);
     const request = createContainerRequest({
       containerId,
       spec: plan.spec,
       storages,
-      devices: [],
-      sharePidNamespace: false,
+      devices: plan.devices ?? [],
+      sharePidNamespace: plan.sharePidNamespace ?? false,
     });
     await phases.time('create-container', () =>
       create(keeper, 'create-container', signal, {
@@ -157,18 +173,17 @@ export class Sandbox {
         terminal: plan.spec.process.terminal,
         stdin: plan.stdin,
         stdinOnce: plan.stdinOnce,
-        log: { path: plan.logPath, maxBytes: LOG_MAX_BYTES, maxFiles: LOG_MAX_FILES },
-        waitClient: attach !== undefined,
+        ...(plan.logPath && { log: { path: plan.logPath, maxBytes: LOG_MAX_BYTES, maxFiles: LOG_MAX_FILES } }),
+        ...(plan.stdio && { stdio: plan.stdio }),
+        waitClient: options.waitClient,
       }),
     );
     failpoint('start.process-created');
-    const stream = attach && (await keeper.openStream({ containerId, execId: '', ...attach }, { signal }));
-    failpoint('start.stream-opened');
-    await phases.time('start-container', () =>
-      agent.startContainer(containerId, { signal, timeoutMs: CREATE_TIMEOUT_MS }),
-    );
+  }
+
+  async startContainer(containerId: string, signal: AbortSignal): Promise<void> {
+    await this.links.agent.startContainer(containerId, { signal, timeoutMs: CREATE_TIMEOUT_MS });
     failpoint('start.process-started');
-    return stream;
   }
 
   /** Runs another process. The record comes first: a crash between leaves an exec that ended or that the keeper knows. */
@@ -176,26 +191,30 @@ export class Sandbox {
     exec: ExecRecord & { process: Process; stdin: boolean; attach: StreamWish | undefined },
     signal: AbortSignal,
   ): Promise<{ token: string; socket: string } | undefined> {
-    const { containerId, execId, process, stdin, attach } = exec;
-    const { keeper } = this.links;
+    const { containerId, execId, attach } = exec;
     this.#setExec({ execId, containerId, args: exec.args, terminal: exec.terminal });
     failpoint('exec.recorded');
     try {
-      await create(keeper, 'exec', signal, {
-        containerId,
-        execId,
-        request: execProcessRequest({ containerId, execId, process }),
-        terminal: exec.terminal,
-        stdin,
-        stdinOnce: stdin,
-        waitClient: attach !== undefined,
-      });
+      await this.createExec({ ...exec, stdinOnce: exec.stdin, waitClient: attach !== undefined }, signal);
     } catch (error) {
       this.update({ execs: this.#record.execs.filter((one) => one.execId !== execId) });
       throw error;
     }
     failpoint('exec.created');
-    return attach && (await keeper.openStream({ containerId, execId, ...attach }, { signal }));
+    return attach && (await this.links.keeper.openStream({ containerId, execId, ...attach }, { signal }));
+  }
+
+  /** Runs another process without a record of it here. */
+  async createExec(
+    exec: Omit<KeeperProcess, 'request' | 'log'> & { process: Process },
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { containerId, execId, process, terminal, stdin, stdinOnce, waitClient, stdio } = exec;
+    await create(this.links.keeper, 'exec', signal, {
+      ...{ containerId, execId, terminal, stdin, stdinOnce, waitClient },
+      request: execProcessRequest({ containerId, execId, process }),
+      ...(stdio && { stdio }),
+    });
   }
 
   execOf(containerId: string, execId: string): ExecRecord | undefined {
@@ -206,18 +225,18 @@ export class Sandbox {
     this.#setExec(exec);
   }
 
-  /** Takes an ended container out of the machine; the last one takes the machine with it. */
-  async leave(containerId: string, plan: Pick<ContainerPlan, 'rootfs' | 'shares'>): Promise<void> {
+  /** Takes an ended container out of the machine; the last one takes the machine with it, unless its door says when. */
+  async leave(containerId: string, held: Held): Promise<void> {
     const last = await this.#mutex.run(async () => {
       if (this.isEnding) return true;
       await this.#removeFromGuest(containerId);
       failpoint('leave.container-removed');
       const rest = this.#record.containers.filter((id) => id !== containerId);
-      if (rest.length === 0) {
+      if (rest.length === 0 && this.#record.door === 'cli') {
         this.transition({ event: 'end', cause: 'last-container-ended' });
         return true;
       }
-      await this.#unplug(plan);
+      await this.#unplug(held);
       failpoint('leave.disks-unplugged');
       this.update({ containers: rest, execs: this.#record.execs.filter((one) => one.containerId !== containerId) });
       return false;
@@ -339,7 +358,7 @@ export class Sandbox {
     }
   }
 
-  async #unplug(plan: Pick<ContainerPlan, 'rootfs' | 'shares'>): Promise<void> {
+  async #unplug(held: Held): Promise<void> {
     const { keeper, machine } = this.links;
     const failures: string[] = [];
     const attempt = async (work: () => Promise<void>): Promise<void> => {
@@ -350,8 +369,8 @@ export class Sandbox {
         if (!(error instanceof KataError) || error.code !== 'NOT_FOUND') failures.push((error as Error).message);
       }
     };
-    for (const device of plan.rootfs.devices.toReversed()) await attempt(() => machineOf(machine).unplug(device.id));
-    for (const share of planShares(plan)) await attempt(() => keeper.unshare(share.id));
+    for (const id of held.devices.toReversed()) await attempt(() => machineOf(machine).unplug(id));
+    for (const id of held.shares) await attempt(() => keeper.unshare(id));
     for (const failure of failures) this.services.log(`sandbox ${this.uid}: unplug: ${failure}`);
     if (machine !== undefined) this.update({ machine: machine.describe() });
   }

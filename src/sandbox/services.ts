@@ -21,6 +21,11 @@ export type Keeper = Pick<
   | 'entries'
   | 'ackEntries'
   | 'tail'
+  | 'enterCgroups'
+  | 'useNetns'
+  | 'closeStdin'
+  | 'doorCalls'
+  | 'answerCall'
   | 'shutdown'
 >;
 
@@ -58,11 +63,13 @@ export interface SandboxEvents {
   onOom(containerId: string): void;
   /** Nothing of the sandbox is left. */
   onGone(uid: string): void;
+  /** There is a connection to the keeper: the first one, or a new one after the old was lost. */
+  onConnected?(keeper: Keeper): void;
 }
 
 export type ProcessEnd = Pick<
   JournalEntry,
-  'containerId' | 'execId' | 'status' | 'signal' | 'oomKilled' | 'cause' | 'evidence' | 'atUnixMs' | 'droppedLines'
+  'containerId' | 'execId' | 'status' | 'signal' | 'oomKilled' | 'cause' | 'evidence' | 'atUnixNanos' | 'droppedLines'
 >;
 
 export interface SandboxServices {

@@ -105,19 +105,22 @@ export const exitOf = (state: ContainerState): ExitInfo | undefined => ('exit' i
 
 /**
  * A sandbox's state, stored in sandbox.json *before* the effects it stands for: after a crash, `launching` and `ending` are undone or
- * finished, `running` is adopted.
+ * finished, `waiting` and `running` are adopted.
  */
 export type SandboxState =
+  /** A door's keeper without a machine: nobody has asked for one yet. */
+  | { status: 'waiting' }
   | { status: 'launching' }
   | { status: 'running' }
   /** `cause` is recorded by the keeper for processes that still run. */
   | { status: 'ending'; cause: string };
 
-export type SandboxEvent = { event: 'launched' } | { event: 'end'; cause: string };
+export type SandboxEvent = { event: 'launch' } | { event: 'launched' } | { event: 'end'; cause: string };
 
 export const SANDBOX_TRANSITIONS: {
   readonly [S in SandboxState['status']]: { readonly [E in SandboxEvent['event']]?: SandboxState['status'] };
 } = {
+  waiting: { launch: 'launching', end: 'ending' },
   launching: { launched: 'running', end: 'ending' },
   running: { end: 'ending' },
   ending: { end: 'ending' },
@@ -126,6 +129,7 @@ export const SANDBOX_TRANSITIONS: {
 export function nextSandboxState(state: SandboxState, event: SandboxEvent): SandboxState {
   if (SANDBOX_TRANSITIONS[state.status][event.event] === undefined)
     throw new KataError('CONFLICT', `the sandbox is ${state.status}, ${event.event} is not possible`);
+  if (event.event === 'launch') return { status: 'launching' };
   if (event.event === 'launched') return { status: 'running' };
   // The first cause is the honest one.
   return state.status === 'ending' ? state : { status: 'ending', cause: event.cause };

@@ -9,7 +9,7 @@ import { KataError } from '../../../src/base/index.ts';
 import { Engine } from '../../../src/engine/engine.ts';
 import type { Hypervisor, Machine, MachineHost } from '../../../src/hypervisor/index.ts';
 import type { ImageStore } from '../../../src/image/index.ts';
-import type { JournalEntry, KeeperState } from '../../../src/os/index.ts';
+import type { DoorAnswer, DoorCall, JournalEntry, KeeperState } from '../../../src/os/index.ts';
 import type { Keeper, SandboxHost } from '../../../src/sandbox/index.ts';
 
 /** A keeper and its guest in memory, with a journal file as the real one writes. It outlives the engines of a test. */
@@ -24,6 +24,11 @@ export class FakeKeeper {
   readonly signals: string[] = [];
   acknowledged = 0;
   alive = true;
+  /** Calls on the task socket that nobody has answered, and all answers. */
+  readonly calls = new Map<number, DoorCall>();
+  readonly answers = new Map<number, DoorAnswer>();
+  /** What was done of cgroups, network and stdin, in order. */
+  readonly done: string[] = [];
   /** What a guest does with a signal; by default SIGKILL ends the process. */
   onSignal: (containerId: string, signal: number) => void = (id, signal) => {
     if (signal === 9) this.exit(id, 137, 9);
@@ -40,7 +45,7 @@ export class FakeKeeper {
     const complete: JournalEntry = {
       sequence: this.entries.length + 1,
       kind: 'exit',
-      atUnixMs: Date.now(),
+      atUnixNanos: BigInt(Date.now()) * 1_000_000n,
       containerId: '',
       execId: '',
       status: 0,
@@ -57,7 +62,7 @@ export class FakeKeeper {
     const line = {
       sequence: String(complete.sequence),
       kind: complete.kind,
-      at_unix_nanos: `${complete.atUnixMs}000000`,
+      at_unix_nanos: String(complete.atUnixNanos),
       container_id: complete.containerId,
       exec_id: complete.execId,
       status: complete.status,
@@ -84,6 +89,26 @@ export class FakeKeeper {
   #wakeAll(): void {
     for (const wake of this.#waiting) wake();
     this.#waiting.clear();
+  }
+
+  /** containerd calls; settles with the answer, through as many engines as it takes. */
+  async call(service: string, method: string, payload: Uint8Array): Promise<DoorAnswer> {
+    const operation = this.calls.size + this.answers.size + 1;
+    this.calls.set(operation, { operation, service, method, payload: Buffer.from(payload), again: false });
+    this.#wakeAll();
+    for (;;) {
+      const answer = this.answers.get(operation);
+      if (answer !== undefined) return answer;
+      if (!this.alive) throw new Error(`${method}: the keeper is gone`);
+      await this.#woken();
+    }
+  }
+
+  #woken(signal?: AbortSignal): Promise<void> {
+    return new Promise((resolve) => {
+      this.#waiting.add(resolve);
+      signal?.addEventListener('abort', () => resolve(), { once: true });
+    });
   }
 
   /** One engine's connection. */
@@ -162,10 +187,7 @@ export class FakeKeeper {
           check();
           const next = self.entries[after];
           if (next === undefined) {
-            await new Promise<void>((resolve) => {
-              self.#waiting.add(resolve);
-              signal?.addEventListener('abort', () => resolve(), { once: true });
-            });
+            await self.#woken(signal);
             continue;
           }
           after += 1;
@@ -175,6 +197,41 @@ export class FakeKeeper {
       ackEntries: async (sequence) => {
         check();
         self.acknowledged = sequence;
+      },
+      enterCgroups: async (directories) => {
+        check();
+        self.done.push(`cgroups ${directories.join(' ')}`);
+      },
+      useNetns: async (path) => {
+        check();
+        self.done.push(`netns ${path ?? 'new'}`);
+        return { device: 4n, inode: 4026531840n, isHost: path === '/host' };
+      },
+      closeStdin: async (containerId, execId) => {
+        check();
+        self.done.push(`close-stdin ${containerId}/${execId}`);
+      },
+      doorCalls: async function* (signal?: AbortSignal) {
+        const given = new Set<number>();
+        while (!signal?.aborted) {
+          check();
+          const calls = [...self.calls.values()].filter((call) => !given.has(call.operation));
+          if (calls.length === 0) {
+            await self.#woken(signal);
+            continue;
+          }
+          yield { calls: calls.map((call) => ({ ...call })), dropped: [] };
+          for (const call of calls) {
+            given.add(call.operation);
+            call.again = true;
+          }
+        }
+      },
+      answerCall: async (operation, answer) => {
+        check();
+        if (!self.calls.delete(operation)) return;
+        self.answers.set(operation, answer);
+        self.#wakeAll();
       },
       tail: async () => [],
       shutdown: async (cause) => {

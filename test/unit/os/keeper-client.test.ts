@@ -216,7 +216,7 @@ test('entries come in order, each once, until the signal ends them', async (t) =
     [1, 2, 3, 4],
   );
   assert.deepEqual(asked.slice(0, 4), [0, 2, 3, 3]);
-  assert.equal(seen[0]?.atUnixMs, 1_700_000_000_123);
+  assert.equal(seen[0]?.atUnixNanos, 1_700_000_000_123_456_789n);
 });
 
 test('entries end with KEEPER_UNAVAILABLE when the keeper is gone', async (t) => {
@@ -289,7 +289,12 @@ test('requests and answers are translated field by field', async (t) => {
     },
   );
   assert.deepEqual(requests, [
-    { id: 's', host_path: undefined, layered: { layers: ['/a', '/b'], upper_dir: '/u', work_dir: '/w' } },
+    {
+      id: 's',
+      host_path: undefined,
+      layered: { layers: ['/a', '/b'], upper_dir: '/u', work_dir: '/w' },
+      mounted: undefined,
+    },
     { container_id: 'c', exec_id: '', stdin: true, stdout: true, stderr: false },
   ]);
   assert.deepEqual(await client.tail('console', 10), ['one', 'two']);

@@ -94,6 +94,7 @@ test('a sandbox is read as it was, and an older engine drops what it does not kn
   const record: SandboxRecord = {
     version: 1,
     uid: '0123456789ab',
+    door: 'cli',
     bootId: 'b',
     createdAt: 't',
     state: { status: 'ending', cause: 'why' },

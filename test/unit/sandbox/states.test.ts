@@ -98,12 +98,18 @@ test('not running is told apart from a conflict', () => {
 });
 
 test('every pair of sandbox state and event', () => {
-  const states: SandboxState[] = [{ status: 'launching' }, { status: 'running' }, { status: 'ending', cause: 'first' }];
-  const events: SandboxEvent[] = [{ event: 'launched' }, { event: 'end', cause: 'second' }];
+  const states: SandboxState[] = [
+    { status: 'waiting' },
+    { status: 'launching' },
+    { status: 'running' },
+    { status: 'ending', cause: 'first' },
+  ];
+  const events: SandboxEvent[] = [{ event: 'launch' }, { event: 'launched' }, { event: 'end', cause: 'second' }];
   const expected: Record<string, (string | undefined)[]> = {
-    launching: ['running', 'ending'],
-    running: [undefined, 'ending'],
-    ending: [undefined, 'ending'],
+    waiting: ['launching', undefined, 'ending'],
+    launching: [undefined, 'running', 'ending'],
+    running: [undefined, undefined, 'ending'],
+    ending: [undefined, undefined, 'ending'],
   };
   for (const state of states)
     for (const [column, event] of events.entries()) {
@@ -115,5 +121,5 @@ test('every pair of sandbox state and event', () => {
     status: 'ending',
     cause: 'first',
   });
-  assert.deepEqual(Object.keys(SANDBOX_TRANSITIONS).sort(), ['ending', 'launching', 'running']);
+  assert.deepEqual(Object.keys(SANDBOX_TRANSITIONS).sort(), ['ending', 'launching', 'running', 'waiting']);
 });

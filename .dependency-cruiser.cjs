@@ -13,6 +13,7 @@ const rooms = {
   api: ['base'],
   sandbox: ['base', 'model', 'os', 'oci', 'rpc', 'hypervisor', 'agent', 'storage', 'image', 'api'],
   engine: ['base', 'model', 'os', 'oci', 'hypervisor', 'agent', 'storage', 'image', 'api', 'sandbox'],
+  shim: ['base', 'model', 'os', 'oci', 'ttrpc', 'rpc', 'agent', 'storage', 'api', 'sandbox', 'engine'],
   setup: ['base', 'model', 'os', 'image'],
   cli: ['base', 'api', 'setup'],
 };

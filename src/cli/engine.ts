@@ -132,7 +132,7 @@ class Listening {
 }
 
 /** `kata-keeper daemon … -- node katad --root … --run … --assets …` */
-function engineCommand(locations: Locations, env: NodeJS.ProcessEnv): string[] {
+export function engineCommand(locations: Locations, env: NodeJS.ProcessEnv): string[] {
   const { root, run, assets } = locations;
   const keeper = toolPath(assets, 'kata-keeper');
   const daemon = ['daemon', '--lock', join(run, 'katad.lock'), '--log', join(run, 'katad.log'), '--'];
@@ -154,7 +154,7 @@ function engineCommand(locations: Locations, env: NodeJS.ProcessEnv): string[] {
 }
 
 /** Path of a tool by `<assets>/tools.json`. */
-function toolPath(assets: string, name: string): string {
+export function toolPath(assets: string, name: string): string {
   const file = join(assets, 'tools.json');
   let path: unknown;
   try {
@@ -193,7 +193,7 @@ function engineScript(): string {
 }
 
 /** The engine outlives the caller: nothing of the caller's environment but what it documents. */
-function engineEnvironment(env: NodeJS.ProcessEnv, locations: Locations): NodeJS.ProcessEnv {
+export function engineEnvironment(env: NodeJS.ProcessEnv, locations: Locations): NodeJS.ProcessEnv {
   const clean: NodeJS.ProcessEnv = {
     PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
     HOME: '/root',

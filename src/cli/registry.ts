@@ -58,6 +58,18 @@ function installationEntries(): Entry[] {
   return [
     { name: 'check', summary: 'Check what this host offers', section, load: () => import('./commands/check.ts') },
     { name: 'setup', summary: 'Build and fetch what is needed', section, load: () => import('./commands/setup.ts') },
+    {
+      name: 'install',
+      summary: 'Make containerd use virtual machines',
+      section,
+      load: () => import('./commands/install.ts'),
+    },
+    {
+      name: 'uninstall',
+      summary: 'Undo an installation',
+      section,
+      load: () => import('./commands/uninstall.ts'),
+    },
     { name: 'guest', summary: 'Manage guest images', section, load: () => import('./commands/guest.ts') },
     { name: 'version', summary: 'Show versions', section, load: () => import('./commands/version.ts') },
     {

@@ -3,10 +3,11 @@ import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
+import { parse } from 'smol-toml';
 import { blocksOf, codeBlocks } from '../support/docs.ts';
 import { collect, HANG_GUARD_MS, REPO, TestEnv } from '../support/env.ts';
 
-// Every code block of README.md and docs/ runs: the `sh` blocks of one page as one script, `json` parses, `text` is output.
+// Every code block of README.md and docs/ runs: the `sh` blocks of one page as one script, `json` and `toml` parse, `text` is output.
 
 const env = new TestEnv();
 after(async () => assert.deepEqual(await env.dispose(), []));
@@ -16,7 +17,7 @@ test('there are code blocks to look at, and each says what it is', () => {
   assert.ok(blocks.length >= 5, `found ${blocks.length}`);
   assert.deepEqual(
     blocks
-      .filter(({ language }) => !['sh', 'json', 'text'].includes(language))
+      .filter(({ language }) => !['sh', 'json', 'toml', 'text'].includes(language))
       .map(({ file, line }) => `${file}:${line}`),
     [],
   );
@@ -33,6 +34,11 @@ test('the README’s test command is the one CI runs', () => {
 for (const { file, line, code } of blocks.filter(({ language }) => language === 'json'))
   test(`${file}:${line} is JSON`, () => {
     JSON.parse(code);
+  });
+
+for (const { file, line, code } of blocks.filter(({ language }) => language === 'toml'))
+  test(`${file}:${line} is TOML`, () => {
+    parse(code);
   });
 
 async function shell(script: string): Promise<{ code: number | null; output: string }> {

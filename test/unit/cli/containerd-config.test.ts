@@ -1,7 +1,9 @@
 import assert from 'node:assert/strict';
+import { resolve } from 'node:path';
 import test from 'node:test';
 import { parse } from 'smol-toml';
 import { withoutRuntime, withRuntime } from '../../../src/cli/containerd-config.ts';
+import { codeBlocks } from '../../support/docs.ts';
 
 const TABLE = { name: 'kata', shim: '/usr/local/bin/containerd-shim-kata-v2' };
 const runtimes = (text: string, ...path: string[]) =>
@@ -59,4 +61,15 @@ test('what cannot be changed is refused before anything is written', () => {
   for (const [text, reason] of bad) assert.throws(() => withRuntime(text, TABLE), reason);
   for (const name of ['', 'Kata', 'a"b', 'a.b'])
     assert.throws(() => withRuntime(V2, { ...TABLE, name }), /runtime name/);
+});
+
+test('the documentation shows what is written', () => {
+  const shown = codeBlocks(resolve(import.meta.dirname, '../../..'))
+    .filter(({ file, language }) => file === 'docs/containerd.md' && language === 'toml')
+    .map(({ code }) => parse(code));
+  const written = [2, 3].map((version) => {
+    const { version: _, ...rest } = parse(withRuntime(`version = ${version}\n`, TABLE));
+    return rest;
+  });
+  assert.deepEqual(shown, written);
 });

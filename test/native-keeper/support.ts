@@ -60,7 +60,9 @@ export class Sandbox implements AsyncDisposable {
     this.guest = new FakeGuest(join(this.dir, 'vsock'));
   }
 
-  static async start(config: Record<string, unknown> = {}): Promise<Sandbox> {
+  static async start(
+    config: Record<string, unknown> | ((dir: string) => Record<string, unknown>) = {},
+  ): Promise<Sandbox> {
     const sandbox = new Sandbox();
     mkdirSync(join(sandbox.dir, 'vsock'), { mode: 0o700 });
     writeFileSync(
@@ -77,18 +79,27 @@ export class Sandbox implements AsyncDisposable {
         stream_port: 1027,
         log_port: 1025,
         ready_port: 1030,
-        ...config,
+        ...(typeof config === 'function' ? config(sandbox.dir) : config),
       }),
     );
-    await sandbox.guest.listen();
-    const args = ['serve', '--dir', sandbox.dir, '--uid', UID, '--config', join(sandbox.dir, 'keeper.json')];
-    sandbox.keeper = spawn(KEEPER, args, { stdio: ['ignore', 'inherit', 'inherit', 'pipe'] });
-    const ready = sandbox.keeper.stdio[3] as NodeJS.ReadableStream;
+    try {
+      await sandbox.#serve();
+    } catch (error) {
+      await sandbox[Symbol.asyncDispose]();
+      throw error;
+    }
+    return sandbox;
+  }
+
+  async #serve(): Promise<void> {
+    await this.guest.listen();
+    const args = ['serve', '--dir', this.dir, '--uid', UID, '--config', join(this.dir, 'keeper.json')];
+    this.keeper = spawn(KEEPER, args, { stdio: ['ignore', 'inherit', 'inherit', 'pipe'] });
+    const ready = this.keeper.stdio[3] as NodeJS.ReadableStream;
     let said = '';
     for await (const chunk of ready) said += chunk;
     assert.equal(said, 'ready\n');
-    await sandbox.connect();
-    return sandbox;
+    await this.connect();
   }
 
   async connect(): Promise<void> {

@@ -2,6 +2,8 @@
 use crate::json::{self, Value};
 use std::path::{Path, PathBuf};
 
+/// sun_path of sockaddr_un with its final NUL (unix(7)).
+pub const MAX_SOCKET_BYTES: usize = 107;
 const MAX_CONFIG_BYTES: u64 = 256 * 1024;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +23,8 @@ pub struct Config {
     pub engine: Vec<String>,
     pub engine_env: Vec<(String, String)>,
     pub engine_socket: PathBuf,
+    /// Where containerd calls; `None`: this sandbox has no door.
+    pub task_socket: Option<PathBuf>,
     pub agent_port: u32,
     pub stream_port: u32,
     pub log_port: u32,
@@ -50,11 +54,17 @@ fn parse(text: &str) -> Result<Config, String> {
         engine: reader.strings("engine"),
         engine_env: reader.environment("engine_env"),
         engine_socket: reader.path("engine_socket"),
+        task_socket: reader.has("task_socket").then(|| reader.path("task_socket")),
         agent_port: reader.port("agent_port"),
         stream_port: reader.port("stream_port"),
         log_port: reader.port("log_port"),
         ready_port: reader.port("ready_port"),
     };
+    if config.task_socket.as_ref().is_some_and(|path| path.as_os_str().len() > MAX_SOCKET_BYTES) {
+        reader.problem(&format!(
+            "task_socket must not be longer than {MAX_SOCKET_BYTES} bytes, as no unix socket can be"
+        ));
+    }
     if config.uid.len() != 12 || !config.uid.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
         reader.problem("uid must be 12 hexadecimal digits");
     }
@@ -76,6 +86,10 @@ impl Reader {
     fn take(&mut self, name: &str) -> Option<Value> {
         let at = self.members.iter().position(|(other, _)| other == name)?;
         Some(self.members.swap_remove(at).1)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.members.iter().any(|(other, _)| other == name)
     }
 
     fn problem(&mut self, text: &str) {
@@ -178,7 +192,11 @@ mod tests {
         let config = parse(GOOD).unwrap();
         assert_eq!(config.vsock, VsockMode::Hybrid(PathBuf::from("/run/k/v.sock")));
         assert_eq!(config.engine_env, vec![("A".to_owned(), "b=c".to_owned())]);
-        assert_eq!((config.agent_port, config.ready_port), (1024, 1030));
+        assert_eq!((config.agent_port, config.ready_port, config.task_socket), (1024, 1030, None));
+        let door = GOOD.replace("\"engine\"", "\"task_socket\":\"/run/t.sock\",\"engine\"");
+        assert_eq!(parse(&door).unwrap().task_socket, Some(PathBuf::from("/run/t.sock")));
+        let long = door.replace("/run/t", &format!("/{}", "x".repeat(107)));
+        assert!(parse(&long).unwrap_err().contains("107 bytes"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What one keeper knows about its sandbox. One thread: every part borrows briefly and never across an await.
 use crate::bounded_file::BoundedFile;
 use crate::config::Config;
+use crate::door::Door;
 use crate::journal::Journal;
 use crate::process::{Process, ProcessKey};
 use crate::share::Shares;
@@ -49,6 +50,8 @@ pub struct Keeper {
     pub dir: PathBuf,
     /// The mount namespace that the keeper came from, in which an engine is started.
     pub host_mounts: OwnedFd,
+    /// Where containerd calls; `None` for a sandbox of the engine's own.
+    pub door: Option<Door>,
     pub log: RefCell<BoundedFile>,
     pub journal: RefCell<Journal>,
     pub vsock: GuestVsock,
@@ -119,8 +122,12 @@ impl Keeper {
         self.spawned.borrow().iter().rev().find(|process| process.name == name).cloned()
     }
 
-    /// Whether the VMM or a helper that the sandbox needs is running.
+    /// Whether there is something for an engine to do: containerd may call, or the VMM or a helper that the sandbox needs is
+    /// running.
     pub fn lives(&self) -> bool {
+        if let Some(door) = &self.door {
+            return !door.closed.get();
+        }
         self.end.borrow().is_none() && self.spawned.borrow().iter().any(|process| process.essential && process.runs())
     }
 }

@@ -1,4 +1,5 @@
 //! `kata-keeper`: the host side of one sandbox. Its contract is docs/ARCHITECTURE.md and proto/keeper.proto.
+mod accept;
 mod agent;
 mod arguments;
 mod bounded_file;
@@ -10,6 +11,7 @@ mod container_log;
 mod create;
 mod daemon;
 mod data;
+mod door;
 mod ending;
 mod engine;
 mod failure;

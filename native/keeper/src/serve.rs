@@ -2,6 +2,7 @@
 use crate::arguments::Arguments;
 use crate::bounded_file::BoundedFile;
 use crate::config::{self, Config};
+use crate::door::{self, Door};
 use crate::journal::Journal;
 use crate::keeper::{AgentState, Keeper};
 use crate::share::Shares;
@@ -145,9 +146,11 @@ fn start(config: Config, dir: PathBuf, host_mounts: OwnedFd) -> Step<watch::Rece
     let console_listener = listen(&dir.join("console.sock"))?;
     let data_listener = listen(&dir.join("d.sock"))?;
     let control_listener = listen(&dir.join("k.sock"))?;
+    let task_listener = config.task_socket.as_deref().map(listen).transpose()?;
     let log = BoundedFile::new(dir.join("keeper.log"), LOG_BYTES);
     let keeper = Rc::new(Keeper {
         shares: RefCell::new(Shares::new(&dir)),
+        door: config.task_socket.is_some().then(Door::new),
         config,
         dir,
         host_mounts,
@@ -177,6 +180,9 @@ fn start(config: Config, dir: PathBuf, host_mounts: OwnedFd) -> Step<watch::Rece
     tokio::task::spawn_local(console::serve(Rc::clone(&keeper), console_listener));
     tokio::task::spawn_local(data::serve(Rc::clone(&keeper), data_listener));
     tokio::task::spawn_local(service::serve(Rc::clone(&keeper), control_listener));
+    if let Some(listener) = task_listener {
+        tokio::task::spawn_local(door::serve(Rc::clone(&keeper), listener));
+    }
     tokio::task::spawn_local(engine::watch(Rc::clone(&keeper)));
     tokio::task::spawn_local(shutdown::watch_signals(Rc::clone(&keeper)));
     tokio::task::spawn_local(shutdown::watch_orphan(keeper));

@@ -1,6 +1,8 @@
 //! The control socket: the Keeper service of proto/keeper.proto, and the agent's services passed through.
+use crate::accept;
 use crate::agent::{self, AGENT_SERVICE, EXTENSION_SERVICE};
 use crate::create;
+use crate::door;
 use crate::failure;
 use crate::keeper::{AgentState, Keeper};
 use crate::shutdown;
@@ -12,9 +14,8 @@ use kata_protocol::grpc::RemoveContainerRequest;
 use kata_protocol::keeper::*;
 use kata_protocol::ttrpc::{self, decode, status, Code, Handler, HandlerFuture, Limits};
 use prost::Message;
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::future::Future;
-use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
@@ -31,31 +32,13 @@ const RESERVED: [&str; 7] =
     ["WaitProcess", "GetOOMEvent", "NextEvent", "WriteStdin", "ReadStdout", "ReadStderr", "CloseStdin"];
 
 pub async fn serve(keeper: Rc<Keeper>, listener: UnixListener) {
-    let connections = Rc::new(Cell::new(0usize));
-    loop {
-        match listener.accept().await {
-            Ok((stream, _))
-                if connections.get() < MAX_CONNECTIONS && matches!(sys::peer(stream.as_fd()), Ok((_, 0))) =>
-            {
-                connections.set(connections.get() + 1);
-                let (keeper, connections) = (Rc::clone(&keeper), Rc::clone(&connections));
-                tokio::task::spawn_local(async move {
-                    serve_connection(keeper, stream).await;
-                    connections.set(connections.get() - 1);
-                });
-            }
-            Ok(_) => keeper.note("k.sock: a connection was turned away: not root, or too many"),
-            Err(error) => {
-                keeper.note(&format!("k.sock: {error}"));
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
+    accept::roots(keeper, "k.sock", listener, MAX_CONNECTIONS, serve_connection).await;
 }
 
 async fn serve_connection(keeper: Rc<Keeper>, stream: UnixStream) {
     let greeted = Rc::new(Cell::new(false));
-    let handler = Rc::new(EngineHandler { keeper: Rc::clone(&keeper), greeted: Rc::clone(&greeted) });
+    let handler =
+        Rc::new(EngineHandler { keeper: Rc::clone(&keeper), greeted: Rc::clone(&greeted), seat: OnceCell::new() });
     if let Err(error) = ttrpc::serve(stream, handler, Limits::default()).await {
         keeper.note(&format!("k.sock: {error}"));
     }
@@ -68,6 +51,8 @@ struct EngineHandler {
     keeper: Rc<Keeper>,
     /// Whether this connection said Hello and agreed on a version.
     greeted: Rc<Cell<bool>>,
+    /// This connection's place at the door, from its first NextCalls on.
+    seat: OnceCell<Rc<door::Seat>>,
 }
 
 impl Handler for EngineHandler {
@@ -82,6 +67,7 @@ impl Handler for EngineHandler {
             return Box::pin(std::future::ready(answer.map(|answer| answer.encode_to_vec())));
         }
         match request.service.as_str() {
+            KEEPER_SERVICE if request.method == "NextCalls" => self.next_calls(&request.payload),
             KEEPER_SERVICE => own_call(Rc::clone(&self.keeper), &request.method, &request.payload),
             AGENT_SERVICE | EXTENSION_SERVICE | "grpc.Health" => detached(pass(Rc::clone(&self.keeper), request)),
             other => refuse(status(Code::Unimplemented, format!("service {other:?}"))),
@@ -107,6 +93,17 @@ impl EngineHandler {
             start_time_ticks,
             guest_cid: self.keeper.vsock.cid(),
         })
+    }
+}
+
+impl EngineHandler {
+    /// Not detached: a poll ends with its connection, and so does its place at the door.
+    fn next_calls(&self, payload: &[u8]) -> HandlerFuture {
+        let seat = || door::of(&self.keeper).map(|door| Rc::clone(self.seat.get_or_init(|| Rc::new(door.seat()))));
+        match decode::<NextCallsRequest>(payload).and_then(|request| Ok((request, seat()?))) {
+            Ok((request, seat)) => Box::pin(async move { Ok(door::next(seat, request.wait_ms).await.encode_to_vec()) }),
+            Err(refusal) => refuse(refusal),
+        }
     }
 }
 
@@ -172,6 +169,9 @@ fn own_call(keeper: Rc<Keeper>, method: &str, payload: &[u8]) -> HandlerFuture {
             supervise::sweep(&keeper);
             written.map(|()| Empty {}).map_err(|error| failure::from_io("journal.jsonl", &error))
         }),
+        "AnswerCall" => {
+            at_once(payload, |request| door::of(&keeper).map(|door| door.answer(request)).map(|()| Empty {}))
+        }
         "Tail" => at_once(payload, |request: TailRequest| {
             let lines = (request.max_lines as usize).clamp(1, MAX_TAIL_LINES);
             let text = failure::tail(&keeper, &request.source, lines);

@@ -21,6 +21,9 @@ const ORPHAN_BOUND: Duration = Duration::from_secs(60);
 /// See `Shutdown` in proto/keeper.proto.
 pub async fn run(keeper: &Rc<Keeper>, request: ShutdownRequest) -> Result<(), Status> {
     let cause = if request.cause.is_empty() { "shutdown".to_owned() } else { request.cause };
+    if let Some(door) = &keeper.door {
+        door.closed.set(true);
+    }
     ending::begin(keeper, End { cause, ..Default::default() });
     let mut released = keeper.released.subscribe();
     let ended = timeout(RELEASE_BOUND, released.wait_for(|released| *released)).await;

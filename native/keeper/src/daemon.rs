@@ -1,10 +1,12 @@
 //! `kata-keeper daemon`: starts the engine under its lock, away from whoever asked for it.
 use crate::arguments::Arguments;
+use crate::cgroups;
 use crate::sys;
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
 /// Another engine holds the lock (EX_TEMPFAIL of sysexits.h).
@@ -37,8 +39,7 @@ pub fn run(mut arguments: Arguments) -> Result<i32, String> {
     }
     let log = private(OpenOptions::new().append(true), &log_path)?;
     for cgroup in cgroups {
-        let file = format!("{cgroup}/cgroup.procs");
-        std::fs::write(&file, "0").map_err(|error| format!("enter cgroup {file}: {error}"))?;
+        cgroups::enter_or_make(Path::new(&cgroup)).map_err(|error| format!("enter cgroup {cgroup}: {error}"))?;
     }
     let null = OpenOptions::new().read(true).open("/dev/null").map_err(|error| format!("/dev/null: {error}"))?;
     // The lock lives as long as its descriptor: closing any other descriptor of the file would give it up, too.

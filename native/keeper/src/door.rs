@@ -3,15 +3,17 @@ mod calls;
 
 use crate::accept;
 use crate::keeper::Keeper;
+use crate::shutdown::{self, ORPHAN_BOUND};
 use calls::Calls;
 use kata_protocol::envelope::{Request, Status};
-use kata_protocol::keeper::{AnswerCallRequest, NextCallsResponse};
+use kata_protocol::keeper::{AnswerCallRequest, NextCallsResponse, ShutdownRequest};
 use kata_protocol::ttrpc::{self, status, Code, Handler, HandlerFuture, Limits, MAX_MESSAGE_BYTES};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 pub use calls::Seat;
 
@@ -103,6 +105,27 @@ async fn hold(keeper: &Keeper, request: Request) -> Result<Vec<u8>, Status> {
     let caller = door.calls.open(service, method.clone(), payload)?;
     door.came.send_modify(|came| *came += 1);
     caller.answer().await.unwrap_or_else(|| Err(status(Code::Unavailable, no_engine(keeper, door, &method))))
+}
+
+/// Ends a keeper behind whose door nothing ever began: containerd's start failed after ours, or its call found no engine.
+pub async fn watch_use(keeper: Rc<Keeper>) {
+    let Ok(door) = of(&keeper) else { return };
+    let mut connections = door.connections.subscribe();
+    loop {
+        if connections.wait_for(|connections| *connections == 0).await.is_err() {
+            return;
+        }
+        if timeout(ORPHAN_BOUND, connections.wait_for(|connections| *connections > 0)).await.is_ok() {
+            continue;
+        }
+        let unused = keeper.spawned.borrow().is_empty() && keeper.spawning.borrow().is_empty();
+        let uncalled = *door.came.borrow() == 0;
+        if unused && (uncalled || *keeper.engines.borrow() == 0) {
+            keeper.note("nobody called for this sandbox");
+            let _ = shutdown::run(&keeper, ShutdownRequest::default()).await;
+            return;
+        }
+    }
 }
 
 /// What a person needs to get an engine again.

@@ -78,7 +78,7 @@ async fn explain(keeper: &Keeper, process: &Spawned, wait_status: i32) -> End {
     let (process, wait_status) = culprit;
     let mut facts = format!("{process} {} (wait status {wait_status})", describe_wait_status(wait_status));
     if libc::WIFSIGNALED(wait_status) && libc::WTERMSIG(wait_status) == libc::SIGKILL {
-        facts.extend(keeper.config.cgroups.iter().filter_map(|cgroup| host_oom(cgroup)));
+        facts.extend(keeper.cgroups.borrow().iter().filter_map(|cgroup| host_oom(cgroup)));
     }
     let panic = keeper.panic.borrow().clone();
     let (cause, evidence) = match panic {

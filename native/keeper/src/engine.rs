@@ -1,5 +1,7 @@
-//! Starts an engine again when the sandbox lives and none is connected.
+//! Starts an engine again when the sandbox lives and none is connected. A sandbox with a door tells the engine that it is there.
+use crate::daemon::LOCKED;
 use crate::keeper::Keeper;
+use crate::spawn::describe_wait_status;
 use crate::sys;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -7,8 +9,10 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_secs(10);
@@ -17,14 +21,23 @@ const MAX_STARTS: u32 = 20;
 const HEALTHY: Duration = Duration::from_secs(60);
 /// An engine has so long from its start, or from the keeper's, to say Hello.
 const FIRST_HELLO: Duration = Duration::from_secs(10);
+/// How often the socket of an engine that is coming up is tried, when containerd waits.
+const LISTEN_TICK: Duration = Duration::from_millis(10);
+/// An engine that recovers may answer late; it says Hello before.
+const ANNOUNCE_BOUND: Duration = Duration::from_secs(30);
+const MAX_ANSWER_BYTES: u64 = 4096;
+
+type Engines = watch::Receiver<usize>;
 
 pub async fn watch(keeper: Rc<Keeper>) {
-    if keeper.config.engine.is_empty() {
-        return;
-    }
     let mut engines = keeper.engines.subscribe();
-    let _ = timeout(FIRST_HELLO, engines.wait_for(|engines| *engines > 0)).await;
-    let (mut starts, mut delay) = (0, FIRST_DELAY);
+    let mut delay = Duration::ZERO;
+    // The engine that started this keeper connects by itself; behind a door nobody knows of it yet.
+    if keeper.door.is_none() {
+        let _ = timeout(FIRST_HELLO, engines.wait_for(|engines| *engines > 0)).await;
+        delay = FIRST_DELAY;
+    }
+    let mut starts = 0;
     loop {
         let connected = Instant::now();
         if engines.wait_for(|engines| *engines == 0).await.is_err() {
@@ -36,31 +49,122 @@ pub async fn watch(keeper: Rc<Keeper>) {
         if timeout(delay, engines.wait_for(|engines| *engines > 0)).await.is_ok() {
             continue;
         }
-        delay = (delay * 2).min(LONGEST_DELAY);
+        delay = (delay * 2).clamp(FIRST_DELAY, LONGEST_DELAY);
         // A living engine takes the sandbox up by itself; a second one would only lose the lock.
-        if !keeper.lives() || UnixStream::connect(&keeper.config.engine_socket).await.is_ok() {
+        if !keeper.lives() || reach(&keeper, &mut engines).await || keeper.config.engine.is_empty() {
             continue;
         }
         if starts == MAX_STARTS {
             keeper.note(&format!(
                 "the engine did not come back after {MAX_STARTS} starts; the sandbox goes on without one"
             ));
-            let _ = engines.wait_for(|engines| *engines > 0).await;
+            wait_for_reason(&keeper, &mut engines).await;
+            // One start for each call that comes.
+            starts -= 1;
             continue;
         }
         starts += 1;
         match start(&keeper) {
             Ok(pid) => {
                 keeper.note(&format!("engine started as pid {pid}, start {starts} of {MAX_STARTS}"));
-                // An engine that is starting is left to it; one that ended early (another holds the lock) is not waited for.
-                let ended = tokio::task::spawn_local(reap(pid));
-                tokio::select! {
-                    _ = ended => {}
-                    _ = timeout(FIRST_HELLO, engines.wait_for(|engines| *engines > 0)) => {}
+                if come_up(&keeper, &mut engines, pid).await {
+                    delay = Duration::ZERO;
                 }
             }
-            Err(error) => keeper.note(&format!("engine {}: {error}", keeper.config.engine[0])),
+            Err(error) => trouble(&keeper, format!("engine {}: {error}", keeper.config.engine[0])),
         }
+    }
+}
+
+/// Notes why there is no engine; a call that waits in vain is refused with it.
+fn trouble(keeper: &Keeper, text: String) {
+    keeper.note(&text);
+    if let Some(door) = &keeper.door {
+        *door.trouble.borrow_mut() = text;
+    }
+}
+
+/// Whether an engine listens. Behind a door it is told of this sandbox, and has a while to connect.
+async fn reach(keeper: &Keeper, engines: &mut Engines) -> bool {
+    let Ok(stream) = UnixStream::connect(&keeper.config.engine_socket).await else { return false };
+    if keeper.door.is_none() {
+        return true;
+    }
+    let announced = timeout(ANNOUNCE_BOUND, announce(keeper, stream));
+    let answer = tokio::select! {
+        answer = announced => answer.unwrap_or_else(|error| Err(error.into())),
+        _ = engines.wait_for(|engines| *engines > 0) => Ok(200),
+    };
+    let problem = match answer {
+        Ok(200) => {
+            let _ = timeout(FIRST_HELLO, engines.wait_for(|engines| *engines > 0)).await;
+            return true;
+        }
+        Ok(status) => format!("HTTP status {status}"),
+        Err(error) => error.to_string(),
+    };
+    let socket = keeper.config.engine_socket.display();
+    trouble(keeper, format!("the engine at {socket} does not take this sandbox: {problem}"));
+    true
+}
+
+/// `POST /v1/doors/<uid>`; gives the answer's status.
+async fn announce(keeper: &Keeper, mut stream: UnixStream) -> io::Result<u16> {
+    let uid = &keeper.config.uid;
+    let request =
+        format!("POST /v1/doors/{uid} HTTP/1.1\r\nhost: katad\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer).await?;
+    parse_status(&answer).ok_or_else(|| io::Error::other("its answer is no HTTP"))
+}
+
+/// The code of an HTTP/1 status line.
+fn parse_status(answer: &[u8]) -> Option<u16> {
+    let line = answer.split(|byte| *byte == b'\r').next()?;
+    let mut words = std::str::from_utf8(line).ok()?.split(' ');
+    words.next().filter(|version| version.starts_with("HTTP/1."))?;
+    words.next()?.parse().ok()
+}
+
+/// Until there is a reason to look for an engine again.
+async fn wait_for_reason(keeper: &Keeper, engines: &mut Engines) {
+    let call = async {
+        match &keeper.door {
+            Some(door) => drop(door.came.subscribe().changed().await),
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = engines.wait_for(|engines| *engines > 0) => {}
+        () = call => {}
+    }
+}
+
+/// Waits for an engine that is starting. `true`: one listens that does not know of this sandbox yet.
+async fn come_up(keeper: &Rc<Keeper>, engines: &mut Engines, pid: i32) -> bool {
+    let failed = async {
+        match tokio::task::spawn_local(reap(pid)).await {
+            // Another one holds the lock and is coming up.
+            Ok(Ok(status))
+                if libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == LOCKED && keeper.door.is_some() =>
+            {
+                std::future::pending().await
+            }
+            Ok(Ok(status)) => trouble(keeper, format!("the engine {}", describe_wait_status(status))),
+            _ => {}
+        }
+    };
+    let listening = async {
+        while UnixStream::connect(&keeper.config.engine_socket).await.is_err() {
+            sleep(LISTEN_TICK).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = timeout(FIRST_HELLO, engines.wait_for(|engines| *engines > 0)) => false,
+        () = listening, if keeper.door.is_some() => true,
+        () = failed => false,
     }
 }
 
@@ -86,10 +190,26 @@ fn start(keeper: &Keeper) -> io::Result<i32> {
     Ok(command.spawn()?.id() as i32)
 }
 
-async fn reap(pid: i32) -> io::Result<()> {
+async fn reap(pid: i32) -> io::Result<i32> {
     let watcher = sys::watch(sys::pidfd_open(pid)?)?;
-    while sys::reap(pid)?.is_none() {
+    loop {
+        if let Some(wait_status) = sys::reap(pid)? {
+            return Ok(wait_status);
+        }
         watcher.readable().await?.clear_ready();
     }
-    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_status;
+
+    #[test]
+    fn reads_the_status_of_an_answer() {
+        assert_eq!(parse_status(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"), Some(200));
+        assert_eq!(parse_status(b"HTTP/1.1 404"), Some(404));
+        for bad in [&b""[..], b"HTTP/2 200", b"nonsense", b"HTTP/1.1 \xff", b"HTTP/1.1 99999"] {
+            assert_eq!(parse_status(bad), None);
+        }
+    }
 }

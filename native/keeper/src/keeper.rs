@@ -3,6 +3,7 @@ use crate::bounded_file::BoundedFile;
 use crate::config::Config;
 use crate::door::Door;
 use crate::journal::Journal;
+use crate::netns::Netns;
 use crate::process::{Process, ProcessKey};
 use crate::share::Shares;
 use crate::spawn::Spawned;
@@ -52,6 +53,9 @@ pub struct Keeper {
     pub host_mounts: OwnedFd,
     /// Where containerd calls; `None` for a sandbox of the engine's own.
     pub door: Option<Door>,
+    /// The groups that the keeper is in.
+    pub cgroups: RefCell<Vec<PathBuf>>,
+    pub netns: RefCell<Option<Netns>>,
     pub log: RefCell<BoundedFile>,
     pub journal: RefCell<Journal>,
     pub vsock: GuestVsock,

@@ -8,7 +8,7 @@ use crate::keeper::{AgentState, Keeper};
 use crate::share::Shares;
 use crate::tokens::Tokens;
 use crate::vsock::GuestVsock;
-use crate::{agent, console, data, engine, service, shutdown, sys};
+use crate::{agent, cgroups, console, data, engine, service, shutdown, sys};
 use std::cell::{Cell, RefCell};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -49,7 +49,9 @@ fn serve(arguments: &mut Arguments, ready: &mut Option<File>) -> Result<(), Stri
         return Err(format!("--uid {uid} and the configuration's {} differ, or --dir is not absolute", config.uid));
     }
     if !entered {
-        enter_cgroups(&config)?;
+        for cgroup in &config.cgroups {
+            cgroups::enter(cgroup).map_err(|error| format!("enter cgroup {}: {error}", cgroup.display()))?;
+        }
         let problem = Command::new("/proc/self/exe")
             .arg0("kata-keeper")
             .args(["serve", "--dir"])
@@ -85,14 +87,6 @@ impl KeepReadyFd for Command {
         }
         self
     }
-}
-
-fn enter_cgroups(config: &Config) -> Result<(), String> {
-    for cgroup in &config.cgroups {
-        let file = cgroup.join("cgroup.procs");
-        fs::write(&file, "0").map_err(|error| format!("enter cgroup {}: {error}", file.display()))?;
-    }
-    Ok(())
 }
 
 type Step<T> = Result<T, (String, io::Error)>;
@@ -150,6 +144,8 @@ fn start(config: Config, dir: PathBuf, host_mounts: OwnedFd) -> Step<watch::Rece
     let log = BoundedFile::new(dir.join("keeper.log"), LOG_BYTES);
     let keeper = Rc::new(Keeper {
         shares: RefCell::new(Shares::new(&dir)),
+        cgroups: RefCell::new(config.cgroups.clone()),
+        netns: RefCell::default(),
         door: config.task_socket.is_some().then(Door::new),
         config,
         dir,
@@ -185,7 +181,11 @@ fn start(config: Config, dir: PathBuf, host_mounts: OwnedFd) -> Step<watch::Rece
     }
     tokio::task::spawn_local(engine::watch(Rc::clone(&keeper)));
     tokio::task::spawn_local(shutdown::watch_signals(Rc::clone(&keeper)));
-    tokio::task::spawn_local(shutdown::watch_orphan(keeper));
+    if keeper.door.is_some() {
+        tokio::task::spawn_local(door::watch_use(keeper));
+    } else {
+        tokio::task::spawn_local(shutdown::watch_orphan(keeper));
+    }
     Ok(stop)
 }
 

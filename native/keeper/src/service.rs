@@ -1,10 +1,12 @@
 //! The control socket: the Keeper service of proto/keeper.proto, and the agent's services passed through.
 use crate::accept;
 use crate::agent::{self, AGENT_SERVICE, EXTENSION_SERVICE};
+use crate::cgroups;
 use crate::create;
 use crate::door;
 use crate::failure;
 use crate::keeper::{AgentState, Keeper};
+use crate::netns;
 use crate::shutdown;
 use crate::spawn;
 use crate::supervise;
@@ -172,6 +174,8 @@ fn own_call(keeper: Rc<Keeper>, method: &str, payload: &[u8]) -> HandlerFuture {
         "AnswerCall" => {
             at_once(payload, |request| door::of(&keeper).map(|door| door.answer(request)).map(|()| Empty {}))
         }
+        "EnterCgroups" => at_once(payload, |request| cgroups::enter_asked(&keeper, request).map(|()| Empty {})),
+        "UseNetns" => at_once(payload, |request| netns::use_netns(&keeper, request)),
         "Tail" => at_once(payload, |request: TailRequest| {
             let lines = (request.max_lines as usize).clamp(1, MAX_TAIL_LINES);
             let text = failure::tail(&keeper, &request.source, lines);

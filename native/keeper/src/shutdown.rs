@@ -16,7 +16,7 @@ const ANSWER_GRACE: Duration = Duration::from_millis(100);
 /// How long clients may take to read what they are owed.
 const CLIENT_BOUND: Duration = Duration::from_secs(30);
 /// How long a keeper without engine and without anything to keep stays.
-const ORPHAN_BOUND: Duration = Duration::from_secs(60);
+pub const ORPHAN_BOUND: Duration = Duration::from_secs(60);
 
 /// See `Shutdown` in proto/keeper.proto.
 pub async fn run(keeper: &Rc<Keeper>, request: ShutdownRequest) -> Result<(), Status> {

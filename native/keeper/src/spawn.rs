@@ -3,6 +3,7 @@ use crate::bounded_file::BoundedFile;
 use crate::failure;
 use crate::json::Writer;
 use crate::keeper::Keeper;
+use crate::netns;
 use crate::ready_socket;
 use crate::sys;
 use kata_protocol::envelope::Status;
@@ -156,6 +157,7 @@ fn start(keeper: &Rc<Keeper>, request: &SpawnRequest) -> Result<Rc<Spawned>, Sta
     let describe =
         |error: &io::Error| failure::from_io(&format!("exec {} for {}", request.argv[0], request.name), error);
     let inherited = inherited_fds(keeper, request)?;
+    let netns = request.in_netns.then(|| netns::raw_fd(keeper)).transpose()?;
     let placeholders = Placeholders::occupy(&inherited).map_err(|error| describe(&error))?;
     let (output_end, reading_end) = pipe::pipe().map_err(|error| describe(&error))?;
     let mut file = BoundedFile::new(stderr_path(keeper, &request.name), STDERR_BYTES);
@@ -167,7 +169,7 @@ fn start(keeper: &Rc<Keeper>, request: &SpawnRequest) -> Result<Rc<Spawned>, Sta
     command.envs(request.env.iter().filter_map(|pair| pair.split_once('=')));
     let parent = std::process::id() as libc::pid_t;
     // SAFETY: the closure makes system calls only and allocates nothing.
-    unsafe { command.pre_exec(move || prepare_child(parent, &inherited)) };
+    unsafe { command.pre_exec(move || prepare_child(parent, netns, &inherited)) };
     let started = Instant::now();
     let child = command.spawn();
     drop((command, placeholders));
@@ -193,7 +195,10 @@ fn start(keeper: &Rc<Keeper>, request: &SpawnRequest) -> Result<Rc<Spawned>, Sta
 }
 
 /// Runs in the child between fork and exec.
-fn prepare_child(parent: libc::pid_t, inherited: &[(RawFd, RawFd)]) -> io::Result<()> {
+fn prepare_child(parent: libc::pid_t, netns: Option<RawFd>, inherited: &[(RawFd, RawFd)]) -> io::Result<()> {
+    if let Some(netns) = netns {
+        netns::enter(netns)?;
+    }
     // The main thread forks, so the signal comes when the keeper ends and not when some thread of it does (prctl(2)).
     sys::check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } as libc::c_long)?;
     if unsafe { libc::getppid() } != parent {

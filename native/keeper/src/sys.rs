@@ -1,5 +1,6 @@
 //! System calls that std and tokio have no name for. Every function returns the errno of the failed call.
 use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -104,6 +105,44 @@ pub fn unshare_mounts() -> io::Result<()> {
     check(unsafe { libc::unshare(libc::CLONE_NEWNS) } as libc::c_long).map(drop)
 }
 
+/// Runs `work` on a thread of its own: what it changes of itself (namespaces, directory) is gone with it.
+fn on_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(64 * 1024).spawn_scoped(scope, work)?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+    })
+}
+
+/// Runs `work` in another mount namespace.
+pub fn in_mounts<T: Send>(mounts: BorrowedFd, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    on_thread(|| {
+        // The kernel lets no thread change mount namespaces that shares its directory with another.
+        check(unsafe { libc::unshare(libc::CLONE_FS) } as libc::c_long)?;
+        check(unsafe { libc::setns(mounts.as_raw_fd(), libc::CLONE_NEWNS) } as libc::c_long)?;
+        work()
+    })
+}
+
+/// A network namespace that lives as long as the file, or a process in it.
+pub fn new_netns() -> io::Result<File> {
+    on_thread(|| {
+        check(unsafe { libc::unshare(libc::CLONE_NEWNET) } as libc::c_long)?;
+        File::open("/proc/thread-self/ns/net")
+    })
+}
+
+/// Whether the file is a network namespace and no other file (ioctl_ns(2)).
+pub fn is_netns(file: BorrowedFd) -> bool {
+    const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+    let mut system: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `system` outlives the call; the ioctl takes no argument, and only a namespace's file is asked.
+    unsafe {
+        libc::fstatfs(file.as_raw_fd(), &mut system) == 0
+            && system.f_type == libc::NSFS_MAGIC
+            && libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE as _) == libc::CLONE_NEWNET
+    }
+}
+
 pub fn mount(
     source: Option<&Path>,
     target: &Path,
@@ -205,6 +244,14 @@ pub fn raise_open_files() -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn tells_a_network_namespace_from_other_files() {
+        let own = |kind: &str| File::open(format!("/proc/self/ns/{kind}")).unwrap();
+        assert!(is_netns(own("net").as_fd()));
+        assert!(!is_netns(own("mnt").as_fd()) && !is_netns(File::open("/proc/self/stat").unwrap().as_fd()));
+    }
 
     #[test]
     fn start_time_ignores_the_command_name() {
@@ -216,8 +263,7 @@ mod tests {
 
     #[test]
     fn record_lock_is_free_for_its_holder() {
-        let file = std::fs::File::from(memfd("lock", 1).unwrap());
-        use std::os::fd::AsFd;
+        let file = File::from(memfd("lock", 1).unwrap());
         assert!(record_lock(file.as_fd()).unwrap());
         assert!(record_lock(file.as_fd()).unwrap());
     }

@@ -1,0 +1,156 @@
+import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, mkdirSync, readdirSync, readFileSync, readlinkSync, rmdirSync, statSync } from 'node:fs';
+import { createServer, type Server } from 'node:http';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import * as rpc from '../../src/rpc/keeper.ts';
+import { STATUS, TtrpcError } from '../../src/ttrpc/index.ts';
+import { alive, KEEPER, readLog, Sandbox, until } from './support.ts';
+
+/** An engine's HTTP side: takes announcements, answers them with `statuses` in turn and 200 from then on. */
+async function listen(t: TestContext, socket: string, statuses: number[] = []): Promise<string[]> {
+  const asked: string[] = [];
+  const server: Server = createServer((request, response) => {
+    asked.push(`${request.method} ${request.url}`);
+    response.writeHead(statuses.shift() ?? 200).end('{}');
+  });
+  server.listen(socket);
+  await once(server, 'listening');
+  t.after(() => server.close());
+  return asked;
+}
+
+const doorSandbox = (engine: string[] = []): Promise<Sandbox> =>
+  Sandbox.start((dir) => ({
+    task_socket: join(dir, 't.sock'),
+    engine: engine.map((word) => word.replaceAll('DIR', dir)),
+  }));
+const starts = (sandbox: Sandbox): number => readLog(join(sandbox.dir, 'starts')).length;
+
+test('a keeper with a door tells the engine that listens, until that answers 200', async (t) => {
+  await using sandbox = await doorSandbox(['/bin/sh', '-c', 'printf x >> DIR/starts']);
+  // The test's own connection is an engine to the keeper: it hangs up first.
+  sandbox.client.close();
+  const asked = await listen(t, join(sandbox.dir, 'katad.sock'), [503]);
+  await until('two announcements', () => asked.length >= 2);
+  assert.deepEqual([...new Set(asked)], ['POST /v1/doors/0123456789ab']);
+  await until('the refusal is noted', () => readLog(join(sandbox.dir, 'keeper.log')).includes('HTTP status 503'));
+});
+
+test('it starts the engine when nobody listens, though nothing runs in the sandbox yet', async (t) => {
+  await using sandbox = await doorSandbox(['/bin/sh', '-c', 'printf x >> DIR/starts; exit 3']);
+  sandbox.client.close();
+  await until('two starts', () => starts(sandbox) >= 2);
+  assert.match(readLog(join(sandbox.dir, 'keeper.log')), /the engine exited with code 3/);
+  const asked = await listen(t, join(sandbox.dir, 'katad.sock'));
+  await until('an announcement', () => asked.length > 0);
+});
+
+test('an engine that another keeper has started is told as soon as it listens', async (t) => {
+  // Exit code 75: another engine holds the lock.
+  await using sandbox = await doorSandbox(['/bin/sh', '-c', 'printf x >> DIR/starts; exit 75']);
+  sandbox.client.close();
+  await until('a start', () => starts(sandbox) > 0);
+  const asked = await listen(t, join(sandbox.dir, 'katad.sock'));
+  await until('an announcement', () => asked.length > 0);
+  assert.equal(starts(sandbox), 1);
+});
+
+test('a sandbox that was shut down takes no more calls and leaves no socket', async () => {
+  await using sandbox = await doorSandbox();
+  await sandbox.shutdown();
+  assert.deepEqual(
+    readdirSync(sandbox.dir).filter((name) => statSync(join(sandbox.dir, name)).isSocket()),
+    [],
+  );
+});
+
+const useNetns = (sandbox: Sandbox, path: string): Promise<rpc.UseNetnsResponse> =>
+  sandbox.call('UseNetns', rpc.UseNetnsRequest, rpc.UseNetnsResponse, { path });
+const code = (status: number) => (error: unknown) => error instanceof TtrpcError && error.status === status;
+
+test('processes start in the network namespace that was taken, others stay outside', async (t) => {
+  await using sandbox = await Sandbox.start();
+  await assert.rejects(
+    sandbox.spawn('early', ['/bin/sleep', '1000'], { in_netns: true }),
+    code(STATUS.FAILED_PRECONDITION),
+  );
+  for (const [path, status] of [
+    ['relative', STATUS.INVALID_ARGUMENT],
+    ['/proc/self/ns/mnt', STATUS.INVALID_ARGUMENT],
+    ['/etc/hostname', STATUS.INVALID_ARGUMENT],
+    ['/nowhere/netns', STATUS.NOT_FOUND],
+  ] as const)
+    await assert.rejects(useNetns(sandbox, path), code(status));
+  // Bound to its name after the keeper's start: only the host's mounts show it.
+  assert.equal(spawnSync('ip', ['netns', 'add', 'pod']).status, 0);
+  t.after(() => spawnSync('ip', ['netns', 'del', 'pod']));
+  const pod = await useNetns(sandbox, '/run/netns/pod');
+  assert.equal(pod.is_host, false);
+  assert.deepEqual(await useNetns(sandbox, '/run/netns/pod'), pod);
+  assert.deepEqual(await useNetns(sandbox, '/var/run/netns/pod'), pod);
+  await assert.rejects(useNetns(sandbox, '/proc/self/ns/net'), code(STATUS.FAILED_PRECONDITION));
+  const inside = await sandbox.spawn('inside', ['/bin/sleep', '1000'], { in_netns: true });
+  const outside = await sandbox.spawn('outside', ['/bin/sleep', '1000']);
+  assert.equal(readlinkSync(`/proc/${inside.pid}/ns/net`), `net:[${pod.inode}]`);
+  assert.equal(readlinkSync(`/proc/${outside.pid}/ns/net`), readlinkSync('/proc/self/ns/net'));
+  // The parent-death signal came after the change of namespace.
+  sandbox.keeper.kill('SIGKILL');
+  await until('the processes die with their keeper', () => !alive(inside.pid) && !alive(outside.pid));
+});
+
+test('without a path the sandbox gets a network namespace of its own; the host’s is told', async () => {
+  await using sandbox = await Sandbox.start();
+  const own = await useNetns(sandbox, '');
+  assert.equal(own.is_host, false);
+  assert.deepEqual(await useNetns(sandbox, ''), own);
+  const { pid } = await sandbox.spawn('inside', ['/bin/sleep', '1000'], { in_netns: true });
+  assert.equal(readlinkSync(`/proc/${pid}/ns/net`), `net:[${own.inode}]`);
+  await using other = await Sandbox.start();
+  assert.equal((await useNetns(other, '/proc/self/ns/net')).is_host, true);
+});
+
+/** A group of this test's own in some writable hierarchy. */
+function makeCgroup(t: TestContext, name: string): string {
+  const root = ['/sys/fs/cgroup/pids', '/sys/fs/cgroup'].find((path) => existsSync(join(path, 'cgroup.procs')));
+  assert.ok(root !== undefined, 'a cgroup hierarchy');
+  const directory = join(root, name);
+  mkdirSync(directory);
+  t.after(() => until('the group is empty', () => removed(directory)));
+  return directory;
+}
+
+function removed(directory: string): boolean {
+  try {
+    if (existsSync(directory)) rmdirSync(directory);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+test('the keeper moves into cgroups, and so do the processes that it starts', async (t) => {
+  const directory = makeCgroup(t, `kata-door-${process.pid}`);
+  await using sandbox = await Sandbox.start();
+  const enter = (directories: string[]) =>
+    sandbox.call('EnterCgroups', rpc.EnterCgroupsRequest, rpc.Empty, { directories });
+  await assert.rejects(enter(['relative']), code(STATUS.INVALID_ARGUMENT));
+  await assert.rejects(enter([`${directory}-missing`]), code(STATUS.NOT_FOUND));
+  assert.ok(!existsSync(`${directory}-missing`));
+  await enter([directory]);
+  const { pid } = await sandbox.spawn('inside', ['/bin/sleep', '1000']);
+  const inside = readFileSync(join(directory, 'cgroup.procs'), 'utf8').trim().split('\n').map(Number);
+  assert.deepEqual(inside.sort(), [sandbox.hello.pid, pid].sort());
+});
+
+test('an engine’s cgroup is made when it is missing', async (t) => {
+  const directory = makeCgroup(t, `kata-daemon-${process.pid}`);
+  rmdirSync(directory);
+  await using sandbox = await Sandbox.start();
+  const files = ['--lock', join(sandbox.dir, 'lock'), '--log', join(sandbox.dir, 'log')];
+  const daemon = spawnSync(KEEPER, ['daemon', ...files, '--cgroup', directory, '--', '/bin/cat', '/proc/self/cgroup']);
+  assert.equal(daemon.status, 0, String(daemon.stderr));
+  assert.match(readLog(join(sandbox.dir, 'log')), new RegExp(`/kata-daemon-${process.pid}\n`));
+});

@@ -125,6 +125,8 @@ export interface HostPath {
   source: string;
   /** Enforced by a read-only bind mount on the host. */
   read_only: boolean;
+  /** Mounts that the host makes below the source later appear, too; without it they do not. */
+  slave: boolean;
 }
 
 export interface LayeredRootfs {
@@ -136,8 +138,9 @@ export interface LayeredRootfs {
 }
 
 /**
- * A container's root file system as containerd describes it: these mounts, in order, each onto the share's directory (its
- * target, when it has one, is a path below). Types: "bind", "overlay", "ext4", "xfs", "erofs", "tmpfs"; others INVALID_ARGUMENT.
+ * A container's root file system as containerd describes it: these mounts, in order, each onto the share's directory.
+ * Types: "bind", "overlay", "ext4", "xfs", "erofs", "tmpfs"; others, and a target below the directory, are INVALID_ARGUMENT.
+ * The option "loop" mounts a regular file through a loop device.
  */
 export interface MountedRootfs {
   mounts: RootfsMount[];
@@ -1598,7 +1601,7 @@ export const ShareRequest: MessageFns<ShareRequest> = {
 };
 
 function createBaseHostPath(): HostPath {
-  return { source: "", read_only: false };
+  return { source: "", read_only: false, slave: false };
 }
 
 export const HostPath: MessageFns<HostPath> = {
@@ -1608,6 +1611,9 @@ export const HostPath: MessageFns<HostPath> = {
     }
     if (message.read_only !== false) {
       writer.uint32(16).bool(message.read_only);
+    }
+    if (message.slave !== false) {
+      writer.uint32(24).bool(message.slave);
     }
     return writer;
   },
@@ -1641,6 +1647,14 @@ export const HostPath: MessageFns<HostPath> = {
             message.read_only = reader.bool();
             continue;
           }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.slave = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1660,6 +1674,7 @@ export const HostPath: MessageFns<HostPath> = {
     const message = createBaseHostPath();
     message.source = object.source ?? "";
     message.read_only = object.read_only ?? false;
+    message.slave = object.slave ?? false;
     return message;
   },
 };

@@ -41,6 +41,8 @@ const SHM = '/dev/shm';
 /** kubelet's directory name for emptyDir volumes. */
 const EMPTY_DIR = '/kubernetes.io~empty-dir/';
 const EPHEMERAL = '/run/kata-containers/sandbox/ephemeral/';
+/** What the host mounts below such a volume later is seen in the guest (Kubernetes' HostToContainer and Bidirectional). */
+const PROPAGATED = ['slave', 'rslave', 'shared', 'rshared'];
 /** Kernel file systems whose paths mean the guest's own. */
 const GUEST_TREES = ['/proc', '/sys'];
 /** A spec without such a namespace means the host's; Kubernetes' names for that. */
@@ -205,7 +207,13 @@ function planMounts(taskId: string, bundle: Bundle, warnings: string[]): Mounts 
       planDeviceMount(planned, mount, facts.kind === 'character' ? facts.device : undefined, warnings);
     } else {
       const id = shareId(taskId, index);
-      planned.shares.push({ id, kind: 'path', source: mount.source, readOnly: mount.options.includes('ro') });
+      planned.shares.push({
+        id,
+        kind: 'path',
+        source: mount.source,
+        readOnly: mount.options.includes('ro'),
+        slave: mount.options.some((option) => PROPAGATED.includes(option)),
+      });
       planned.mounts.push({
         ...mount,
         type: 'bind',

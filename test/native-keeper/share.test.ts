@@ -7,8 +7,9 @@ import * as rpc from '../../src/rpc/keeper.ts';
 import { STATUS, type TtrpcError } from '../../src/ttrpc/index.ts';
 import { Sandbox, until } from './support.ts';
 
-const share = (sandbox: Sandbox, id: string, what: Partial<rpc.ShareRequest>) =>
-  sandbox.call('Share', rpc.ShareRequest, rpc.ShareResponse, { id, ...what });
+type What = Parameters<typeof rpc.ShareRequest.fromPartial>[0];
+const share = (sandbox: Sandbox, id: string, what: What) =>
+  sandbox.call('Share', rpc.ShareRequest, rpc.ShareResponse, rpc.ShareRequest.fromPartial({ id, ...what }));
 const unshare = (sandbox: Sandbox, id: string) => sandbox.call('Unshare', rpc.UnshareRequest, rpc.Empty, { id });
 
 /** Runs a script in the keeper's mount namespace, in the shared directory. */
@@ -116,5 +117,56 @@ test('bad shares are refused and leave nothing', async () => {
     const attempt = share(sandbox, id, { host_path: { source, read_only: false } });
     await assert.rejects(attempt, (error: TtrpcError) => error.status === status, source);
   }
+  assert.deepEqual(readdirSync(join(sandbox.dir, 'shared')), []);
+});
+
+test('what the caller mounted later is shared, whatever its propagation; below a slave share it appears', async () => {
+  await using sandbox = await Sandbox.start();
+  const source = join(sandbox.dir, 'source');
+  mkdirSync(join(source, 'below'), { recursive: true });
+  execFileSync('mount', ['-t', 'tmpfs', 'tmpfs', source]);
+  try {
+    execFileSync('mount', ['--make-private', source]);
+    mkdirSync(join(source, 'below'));
+    writeFileSync(join(source, 'late'), 'late');
+    await share(sandbox, 'private', { host_path: { source } });
+    assert.equal(inside(sandbox, 'cat private/late').stdout, 'late');
+    execFileSync('mount', ['--make-shared', source]);
+    await share(sandbox, 'slave', { host_path: { source, slave: true } });
+    execFileSync('mount', ['-t', 'tmpfs', 'tmpfs', join(source, 'below')]);
+    writeFileSync(join(source, 'below/file'), 'propagated');
+    assert.equal(inside(sandbox, 'cat slave/below/file').stdout, 'propagated');
+    assert.equal(inside(sandbox, 'ls private/below').stdout, '');
+  } finally {
+    execFileSync('umount', ['-R', '-l', source]);
+  }
+});
+
+test('a snapshotter’s mounts: overlay with many layers, bind, an image through a loop device', async () => {
+  await using sandbox = await Sandbox.start();
+  const names = Array.from({ length: 100 }, (_, index) => `snapshots/a-long-name-as-containerd-has-them/${index}/fs`);
+  const layers = names.map((name) => join(sandbox.dir, name));
+  for (const [index, layer] of layers.entries()) {
+    mkdirSync(layer, { recursive: true });
+    writeFileSync(join(layer, `file${index}`), `${index}`);
+  }
+  const mount = (type: string, source: string, ...options: string[]) => ({
+    mounted: { mounts: [{ type, source, options }] },
+  });
+  await share(sandbox, 'lower', mount('overlay', 'overlay', 'ro', `lowerdir=${layers.join(':')}`));
+  assert.equal(inside(sandbox, 'cat lower/file0 lower/file99; ls lower | wc -l').stdout, '099100\n');
+  await share(sandbox, 'bound', mount('bind', layers[0] ?? '', 'rbind', 'ro'));
+  assert.match(inside(sandbox, 'cat bound/file0; touch bound/x').stderr, /Read-only/);
+  const image = join(sandbox.dir, 'disk.img');
+  execFileSync('truncate', ['-s', '8M', image]);
+  execFileSync('mkfs.ext4', ['-q', image]);
+  await share(sandbox, 'disk', mount('ext4', image, 'rw', 'loop'));
+  assert.equal(inside(sandbox, 'touch disk/x && ls disk').stdout, 'lost+found\nx\n');
+  await assert.rejects(share(sandbox, 'bad', mount('overlay', 'overlay', 'lowerdir=/no/such')), /mount overlay/);
+  await assert.rejects(share(sandbox, 'bad', mount('nfs', 'server:/x')), (error: TtrpcError) => {
+    return error.status === STATUS.INVALID_ARGUMENT;
+  });
+  assert.deepEqual((await sandbox.state()).shares, ['bound', 'disk', 'lower']);
+  for (const id of ['bound', 'disk', 'lower']) await unshare(sandbox, id);
   assert.deepEqual(readdirSync(join(sandbox.dir, 'shared')), []);
 });

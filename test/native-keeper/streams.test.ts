@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { execFileSync, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { connect } from 'node:net';
@@ -251,5 +252,42 @@ test('a client outlives the engine’s connection', async () => {
   assert.deepEqual(
     ['k.sock', 'd.sock', 'console.sock', 'vsock/v.sock_1030'].filter((name) => existsSync(join(sandbox.dir, name))),
     [],
+  );
+});
+
+test('containerd’s FIFOs: late readers, input that ends when it is closed, the exit after the last byte', async () => {
+  await using sandbox = await Sandbox.start();
+  await sandbox.boot();
+  const fifo = (name: string): string => {
+    const path = join(sandbox.dir, name);
+    execFileSync('mkfifo', [path]);
+    return path;
+  };
+  const stdio = { stdin: fifo('in'), stdout: fifo('out'), stderr: fifo('err'), container_id: 'c1', namespace: 'n' };
+  await sandbox.createProcess('c1', { stdin: true, stdio });
+  const guest = sandbox.guest.process('c1');
+  guest.print('stdout', 'early ');
+  const out = spawn('cat', [stdio.stdout], { stdio: ['ignore', 'pipe', 'ignore'] });
+  let text = '';
+  out.stdout.on('data', (chunk) => {
+    text += chunk;
+  });
+  await until('early bytes', () => text === 'early ');
+  // Writers may come and go.
+  for (const part of ['one ', 'two']) execFileSync('sh', ['-c', `printf '%s' '${part}' >'${stdio.stdin}'`]);
+  await until('input', () => guest.stdinText === 'one two');
+  assert.equal(guest.stdinEnded, false);
+  await sandbox.call('CloseStdin', rpc.CloseStdinRequest, rpc.Empty, { container_id: 'c1', exec_id: '' });
+  await until('the input’s end', () => guest.stdinEnded);
+  guest.print('stdout', 'last');
+  guest.finish({ status: 0 });
+  await sandbox.exitOf('c1');
+  const ended = new Promise((resolve) => out.once('close', resolve));
+  await ended;
+  assert.equal(text, 'early last');
+  const unknown = sandbox.call('CloseStdin', rpc.CloseStdinRequest, rpc.Empty, { container_id: 'no', exec_id: '' });
+  await assert.rejects(unknown, isStatus(STATUS.NOT_FOUND));
+  await assert.rejects(sandbox.createProcess('c2', { stdio: { ...stdio, stdout: '/no/such/fifo' } }), (error: Error) =>
+    error.message.includes('/no/such/fifo'),
   );
 });

@@ -6,6 +6,7 @@ use crate::keeper::Keeper;
 use crate::process::{Options, Process, ProcessKey};
 use crate::pump;
 use crate::spawn::is_name;
+use crate::stdio;
 use crate::supervise;
 use crate::tokens::{Grant, MAX_TOKENS};
 use kata_protocol::envelope::Status;
@@ -39,6 +40,10 @@ pub async fn create_process(keeper: &Rc<Keeper>, request: CreateProcessRequest) 
     let key = ProcessKey { container_id: request.container_id.clone(), exec_id: request.exec_id.clone() };
     let _reservation = reserve(keeper, &key)?;
     let log = open_log(&request)?;
+    let stdio::Streams { input, sinks } = match &request.stdio {
+        Some(spec) => stdio::open(spec, request.terminal).await?,
+        None => stdio::Streams::default(),
+    };
     let (stdin, stdout, stderr) = tokio::join!(
         open_stream(keeper, "stdin", request.stdin),
         open_stream(keeper, "stdout", true),
@@ -69,12 +74,17 @@ pub async fn create_process(keeper: &Rc<Keeper>, request: CreateProcessRequest) 
         stdin_once: request.stdin_once,
         log,
         hold: request.wait_client,
+        sinks,
     };
     let process = Process::new(key.clone(), options);
     for (stream, connection) in Stream::BOTH.into_iter().zip([stdout, stderr]) {
         if let Some((connection, _)) = connection {
             tokio::task::spawn_local(pump::run(Rc::clone(&process), stream, connection));
         }
+    }
+    if let Some(input) = input {
+        process.input_keep.replace(Some(input.keep()));
+        tokio::task::spawn_local(input.run(Rc::clone(&process)));
     }
     keeper.oom.borrow_mut().remove(&key.container_id);
     keeper.processes.borrow_mut().insert(key, Rc::clone(&process));

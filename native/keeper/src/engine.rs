@@ -190,7 +190,7 @@ fn start(keeper: &Keeper) -> io::Result<i32> {
     Ok(command.spawn()?.id() as i32)
 }
 
-async fn reap(pid: i32) -> io::Result<i32> {
+pub async fn reap(pid: i32) -> io::Result<i32> {
     let watcher = sys::watch(sys::pidfd_open(pid)?)?;
     loop {
         if let Some(wait_status) = sys::reap(pid)? {

@@ -21,6 +21,7 @@ mod journal;
 mod json;
 mod keeper;
 mod kvm;
+mod loop_device;
 mod netns;
 mod process;
 mod pump;
@@ -29,7 +30,9 @@ mod serve;
 mod service;
 mod share;
 mod shutdown;
+mod snapshot;
 mod spawn;
+mod stdio;
 mod supervise;
 mod sys;
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! One process in the guest: its streams, its log, its clients, its exit.
 use crate::client::Client;
 use crate::container_log::{ContainerLog, Stream};
+use crate::stdio::Sink;
 use std::cell::{Cell, RefCell};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
@@ -86,6 +88,10 @@ pub struct Process {
     pub stdin_once: bool,
     pub log: RefCell<Option<ContainerLog>>,
     pub clients: RefCell<Vec<Rc<Client>>>,
+    /// containerd's ends of the outputs; closed when every byte is written and the process, or the stream, has ended.
+    sinks: [RefCell<Option<Rc<Sink>>>; 2],
+    /// What holds containerd's input open until it is closed.
+    pub input_keep: RefCell<Option<Rc<RefCell<Option<OwnedFd>>>>>,
     /// Whether output waits for the first client.
     pub held: watch::Sender<bool>,
     /// Something moved: bytes were delivered, a stream ended.
@@ -106,6 +112,7 @@ pub struct Options {
     pub stderr: bool,
     pub log: Option<ContainerLog>,
     pub hold: bool,
+    pub sinks: [Option<Sink>; 2],
 }
 
 impl Process {
@@ -118,6 +125,8 @@ impl Process {
             stdin_once: options.stdin_once,
             log: RefCell::new(options.log),
             clients: RefCell::new(Vec::new()),
+            sinks: options.sinks.map(|sink| RefCell::new(sink.map(Rc::new))),
+            input_keep: RefCell::default(),
             held: watch::Sender::new(options.hold),
             progress: Notify::new(),
             exit: watch::Sender::new(None),
@@ -132,12 +141,29 @@ impl Process {
         let key = ProcessKey { container_id: "c".into(), exec_id: String::new() };
         Process::new(
             key,
-            Options { stdin: None, stdin_once: false, stdout: true, stderr: true, log: None, hold: false },
+            Options {
+                stdin: None,
+                stdin_once: false,
+                stdout: true,
+                stderr: true,
+                log: None,
+                hold: false,
+                sinks: [None, None],
+            },
         )
     }
 
     pub fn output(&self, stream: Stream) -> &Output {
         &self.outputs[stream as usize]
+    }
+
+    pub fn sink(&self, stream: Stream) -> Option<Rc<Sink>> {
+        self.sinks[stream as usize].borrow().clone()
+    }
+
+    /// The other side sees the stream's end when the last writer has let go, too.
+    pub fn close_sink(&self, stream: Stream) {
+        *self.sinks[stream as usize].borrow_mut() = None;
     }
 
     pub fn dropped_lines(&self) -> u64 {
@@ -182,9 +208,15 @@ impl Process {
         });
     }
 
-    /// A byte went on or a stream ended.
+    /// A byte went on, a stream ended, or the exit is known.
     pub fn moved(&self) {
         self.progress.notify_waiters();
         self.dismiss_clients();
+        for stream in Stream::BOTH {
+            let output = self.output(stream);
+            if output.ended.get() || (self.has_exited() && output.is_settled()) {
+                self.close_sink(stream);
+            }
+        }
     }
 }

@@ -87,6 +87,13 @@ async fn deliver(process: &Process, stream: Stream, frame: &mut [u8]) {
             process.clients.borrow_mut().retain(|other| !Rc::ptr_eq(other, &client));
         }
     }
+    if let Some(sink) = process.sink(stream) {
+        output.blocked_since.set(Some(Instant::now()));
+        // A logger that died takes its pipe with it; the log and the clients have the rest.
+        if sink.write(&frame[HEADER_BYTES..]).await.is_err() {
+            process.close_sink(stream);
+        }
+    }
     output.blocked_since.set(None);
     output.delivered.set(output.delivered.get() + count as u64);
     process.moved();

@@ -143,7 +143,7 @@ fn start(config: Config, dir: PathBuf, host_mounts: OwnedFd) -> Step<watch::Rece
     let task_listener = config.task_socket.as_deref().map(listen).transpose()?;
     let log = BoundedFile::new(dir.join("keeper.log"), LOG_BYTES);
     let keeper = Rc::new(Keeper {
-        shares: RefCell::new(Shares::new(&dir)),
+        shares: RefCell::new(Shares::new(&dir, step("mount namespace", host_mounts.try_clone())?)),
         cgroups: RefCell::new(config.cgroups.clone()),
         netns: RefCell::default(),
         door: config.task_socket.is_some().then(Door::new),

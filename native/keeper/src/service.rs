@@ -9,6 +9,7 @@ use crate::keeper::{AgentState, Keeper};
 use crate::netns;
 use crate::shutdown;
 use crate::spawn;
+use crate::stdio;
 use crate::supervise;
 use crate::sys;
 use kata_protocol::envelope::{Request, Status};
@@ -159,6 +160,9 @@ fn own_call(keeper: Rc<Keeper>, method: &str, payload: &[u8]) -> HandlerFuture {
         "AwaitAgent" => answer(payload, |request| async move { agent::await_agent(&keeper, request).await }),
         "CreateProcess" => answer(payload, |request| async move {
             create::create_process(&keeper, request).await.map(|()| CreateProcessResponse {})
+        }),
+        "CloseStdin" => answer(payload, |request: CloseStdinRequest| async move {
+            stdio::close_stdin(&keeper, request.container_id, request.exec_id).await.map(|()| Empty {})
         }),
         "OpenStream" => at_once(payload, |request| create::open_token(&keeper, request)),
         "NextEntries" => match decode(payload) {

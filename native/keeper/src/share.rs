@@ -2,18 +2,20 @@
 //!
 //! `shared/` is a mount with shared propagation, so that virtiofsd, in a slave namespace of its own, sees what comes later.
 use crate::failure;
+use crate::loop_device::loop_device;
+use crate::snapshot::{is_bind, is_known, mount_options, relative_layers};
 use crate::spawn::is_name;
 use crate::sys;
 use kata_protocol::envelope::Status;
 use kata_protocol::keeper::share_request::What;
-use kata_protocol::keeper::{HostPath, LayeredRootfs, ShareRequest, ShareResponse};
+use kata_protocol::keeper::{HostPath, LayeredRootfs, MountedRootfs, RootfsMount, ShareRequest, ShareResponse};
 use kata_protocol::ttrpc::{status, Code};
 use std::collections::BTreeMap;
 use std::ffi::CString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 const MAX_SHARES: usize = 1024;
@@ -25,12 +27,14 @@ pub struct Shares {
     root: PathBuf,
     /// Where layers are mounted while their overlay is made: outside of what the guest sees.
     staging: PathBuf,
+    /// The mount namespace of whoever started the keeper: what is mounted there later may not reach the keeper's own.
+    host_mounts: OwnedFd,
     active: BTreeMap<String, (What, bool)>,
 }
 
 impl Shares {
-    pub fn new(dir: &Path) -> Self {
-        Shares { root: dir.join("shared"), staging: dir.join("layers"), active: BTreeMap::new() }
+    pub fn new(dir: &Path, host_mounts: OwnedFd) -> Self {
+        Shares { root: dir.join("shared"), staging: dir.join("layers"), host_mounts, active: BTreeMap::new() }
     }
 
     pub fn names(&self) -> Vec<String> {
@@ -54,8 +58,8 @@ impl Shares {
         }
         let target = self.root.join(&request.id);
         let is_directory = match &what {
-            What::HostPath(host_path) => share_host_path(host_path, &target)?,
-            What::Mounted(_) => return Err(status(Code::Unimplemented, "share: mounted root file systems")),
+            What::HostPath(host_path) => self.share_host_path(host_path, &target)?,
+            What::Mounted(mounted) => self.share_mounts(mounted, &target).map(|()| true)?,
             What::Layered(layered) => self.share_layers(layered, &request.id, &target).map(|()| true)?,
         };
         self.active.insert(request.id, (what, is_directory));
@@ -110,32 +114,89 @@ impl Shares {
             failure::from_io(&format!("share {id} of {count} layers"), &error)
         })
     }
-}
 
-fn share_host_path(host_path: &HostPath, target: &Path) -> Result<bool, Status> {
-    let describe = |error: io::Error| failure::from_io(&format!("share of {}", host_path.source), &error);
-    if !host_path.source.starts_with('/') {
-        return Err(status(Code::InvalidArgument, format!("share of {:?}: not an absolute path", host_path.source)));
+    fn share_host_path(&self, host_path: &HostPath, target: &Path) -> Result<bool, Status> {
+        let HostPath { source, read_only, slave } = host_path;
+        let describe = |error: io::Error| failure::from_io(&format!("share of {source}"), &error);
+        if !source.starts_with('/') {
+            return Err(status(Code::InvalidArgument, format!("share of {source:?}: not an absolute path")));
+        }
+        // Everything below goes by descriptors: what the path names later does not matter.
+        let opened = sys::in_mount_namespace(self.host_mounts.as_fd(), || -> io::Result<_> {
+            let file = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(source)?;
+            let tree = sys::clone_tree(file.as_fd())?;
+            Ok((file.metadata()?, tree))
+        });
+        let (metadata, tree) = opened.and_then(|opened| opened).map_err(describe)?;
+        let kind = metadata.file_type();
+        if kind.is_block_device() || kind.is_char_device() || kind.is_symlink() {
+            return Err(status(Code::InvalidArgument, format!("share of {source}: it is a device")));
+        }
+        make_mount_point(target, metadata.is_dir()).map_err(describe)?;
+        let attach = || -> io::Result<()> {
+            let propagation = if *slave { libc::MS_SLAVE } else { libc::MS_PRIVATE };
+            sys::set_tree_attributes(tree.as_fd(), *read_only, propagation)?;
+            sys::attach_tree(tree.as_fd(), target)
+        };
+        attach().map_err(|error| {
+            let _ = remove_mount_point(target);
+            describe(error)
+        })?;
+        Ok(metadata.is_dir())
     }
-    // Everything below goes by this descriptor: what the path names later does not matter.
-    let source = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&host_path.source).map_err(describe)?;
-    let metadata = source.metadata().map_err(describe)?;
-    if !metadata.is_dir() && !metadata.is_file() {
-        let text = format!("share of {}: neither a directory nor a regular file", host_path.source);
-        return Err(status(Code::InvalidArgument, text));
+
+    fn share_mounts(&self, mounted: &MountedRootfs, target: &Path) -> Result<(), Status> {
+        let mounts = &mounted.mounts;
+        if mounts.is_empty() || mounts.len() > MAX_LAYERS {
+            return Err(status(Code::InvalidArgument, format!("share: {} mounts", mounts.len())));
+        }
+        if let Some(bad) = mounts.iter().find(|mount| !is_known(mount) || !matches!(mount.target.as_str(), "" | "/")) {
+            let text = format!("share: a mount of type {:?} at {:?} is no root file system", bad.r#type, bad.target);
+            return Err(status(Code::InvalidArgument, text));
+        }
+        make_mount_point(target, true).map_err(|error| failure::from_io("share", &error))?;
+        for (done, mount) in mounts.iter().enumerate() {
+            if let Err(error) = self.mount_rootfs(mount, target) {
+                for _ in 0..done {
+                    let _ = sys::unmount(target, libc::MNT_DETACH);
+                }
+                let _ = remove_mount_point(target);
+                return Err(failure::from_io(&format!("mount {} of type {}", mount.source, mount.r#type), &error));
+            }
+        }
+        Ok(())
     }
-    make_mount_point(target, metadata.is_dir()).map_err(describe)?;
-    let attach = || -> io::Result<()> {
-        let tree = sys::clone_tree(source.as_fd())?;
-        // Private: mounts that the host makes below the source later are not the guest's business.
-        sys::set_tree_attributes(tree.as_fd(), host_path.read_only, libc::MS_PRIVATE)?;
-        sys::attach_tree(tree.as_fd(), target)
-    };
-    attach().map_err(|error| {
-        let _ = remove_mount_point(target);
-        describe(error)
-    })?;
-    Ok(metadata.is_dir())
+
+    fn mount_rootfs(&self, mount: &RootfsMount, target: &Path) -> io::Result<()> {
+        let (flags, data, is_loop) = mount_options(&mount.options);
+        if is_bind(mount) {
+            let tree = sys::in_mount_namespace(self.host_mounts.as_fd(), || {
+                let source = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&mount.source)?;
+                sys::clone_tree(source.as_fd())
+            })??;
+            sys::set_tree_attributes(tree.as_fd(), flags & libc::MS_RDONLY != 0, libc::MS_PRIVATE)?;
+            return sys::attach_tree(tree.as_fd(), target);
+        }
+        let fstype = CString::new(mount.r#type.as_str()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+        if is_loop {
+            let read_only = flags & libc::MS_RDONLY != 0;
+            let image =
+                OpenOptions::new().read(true).write(!read_only).custom_flags(libc::O_NOFOLLOW).open(&mount.source)?;
+            let (device, path) = loop_device(&image, read_only)?;
+            let data = CString::new(data.join(","))?;
+            let mounted = sys::mount(Some(&path), target, Some(&fstype), flags, Some(&data));
+            // Autoclear takes effect when the last user, the mount, goes.
+            drop(device);
+            return mounted;
+        }
+        let (base, data) = relative_layers(data);
+        let data = CString::new(data.join(","))?;
+        // The only thread stands in the layers' common directory for this one call.
+        std::env::set_current_dir(base)?;
+        let mounted = sys::mount(Some(Path::new(&mount.source)), target, Some(&fstype), flags, Some(&data));
+        std::env::set_current_dir("/")?;
+        mounted
+    }
 }
 
 fn make_mount_point(target: &Path, is_directory: bool) -> io::Result<()> {
@@ -201,78 +262,28 @@ fn mount_layer(image: &Path, target: &Path) -> io::Result<()> {
         Err(error) if error.raw_os_error() == Some(libc::ENOTBLK) => {}
         other => return other,
     }
-    let (device, path) = loop_device(&file)?;
+    let (device, path) = loop_device(&file, true)?;
     let mounted = sys::mount(Some(&path), target, Some(c"erofs"), libc::MS_RDONLY, None);
     // Autoclear takes effect when the last user, the mount, goes.
     drop(device);
     mounted
 }
 
-/// Layout of `struct loop_config` (linux/loop.h); only these fields are used.
-#[repr(C)]
-struct LoopConfig {
-    fd: u32,
-    block_size: u32,
-    info: LoopInfo,
-    reserved: [u64; 8],
-}
-
-#[repr(C)]
-struct LoopInfo {
-    device_to_limit: [u64; 5],
-    number: u32,
-    encrypt_type: u32,
-    encrypt_key_size: u32,
-    flags: u32,
-    names_and_key: [u8; 64 + 64 + 32],
-    init: [u64; 2],
-}
-
-fn loop_device(image: &File) -> io::Result<(File, PathBuf)> {
-    const LOOP_CTL_GET_FREE: u64 = 0x4c82;
-    const LOOP_CONFIGURE: u64 = 0x4c0a;
-    const FLAGS: u32 = 1 | 4; // LO_FLAGS_READ_ONLY, LO_FLAGS_AUTOCLEAR
-    let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
-    let info = LoopInfo {
-        device_to_limit: [0; 5],
-        number: 0,
-        encrypt_type: 0,
-        encrypt_key_size: 0,
-        flags: FLAGS,
-        names_and_key: [0; 160],
-        init: [0; 2],
-    };
-    let config = LoopConfig { fd: image.as_raw_fd() as u32, block_size: 0, info, reserved: [0; 8] };
-    for _ in 0..16 {
-        let number = sys::check(unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE as _) } as libc::c_long)?;
-        let path = PathBuf::from(format!("/dev/loop{number}"));
-        let device = OpenOptions::new().read(true).open(&path)?;
-        let configured = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE as _, &raw const config) };
-        match sys::check(configured as libc::c_long) {
-            Ok(_) => return Ok((device, path)),
-            // Another process took the device between the two calls.
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Err(io::Error::from_raw_os_error(libc::EBUSY))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn loop_structures_have_the_kernels_sizes() {
-        assert_eq!(std::mem::size_of::<LoopInfo>(), 232);
-        assert_eq!(std::mem::size_of::<LoopConfig>(), 304);
-    }
+    use std::fs::File;
 
     #[test]
     fn refuses_bad_requests() {
         let dir = crate::testing::TempDir::new();
-        let mut shares = Shares::new(dir.path());
-        let host = |source: &str| Some(What::HostPath(HostPath { source: source.into(), read_only: true }));
+        let namespace = File::open("/proc/self/ns/mnt").unwrap();
+        let mut shares = Shares::new(dir.path(), namespace.into());
+        let host = |source: &str| Some(What::HostPath(HostPath { source: source.into(), ..Default::default() }));
+        let mounts = |fstype: &str, target: &str| {
+            let mount = RootfsMount { r#type: fstype.into(), target: target.into(), ..Default::default() };
+            Some(What::Mounted(MountedRootfs { mounts: vec![mount] }))
+        };
         for (id, what, code) in [
             ("ok", None, Code::InvalidArgument),
             ("../x", host("/tmp"), Code::InvalidArgument),
@@ -280,6 +291,9 @@ mod tests {
             ("ok", host("/nonexistent-path"), Code::NotFound),
             ("ok", host("/dev/null"), Code::InvalidArgument),
             ("ok", Some(What::Layered(LayeredRootfs::default())), Code::InvalidArgument),
+            ("ok", Some(What::Mounted(MountedRootfs::default())), Code::InvalidArgument),
+            ("ok", mounts("proc", ""), Code::InvalidArgument),
+            ("ok", mounts("overlay", "/etc"), Code::InvalidArgument),
         ] {
             let refused = shares.add(ShareRequest { id: id.into(), what }).unwrap_err();
             assert_eq!(refused.code, code as i32, "{}", refused.message);

@@ -69,7 +69,7 @@ pub async fn run(keeper: Rc<Keeper>, process: Rc<Process>, agent: Agent) {
     process.exit_sequence.set(keeper.journal.borrow().last_sequence());
     process.exited_at.set(Some(Instant::now()));
     process.exit.send_replace(Some(Rc::new(exit)));
-    process.dismiss_clients();
+    process.moved();
 }
 
 fn forget(keeper: &Keeper, process: &Rc<Process>) {
@@ -80,7 +80,7 @@ fn forget(keeper: &Keeper, process: &Rc<Process>) {
     for output in &process.outputs {
         output.announce(0);
     }
-    process.dismiss_clients();
+    process.moved();
     keeper.processes.borrow_mut().retain(|_, other| !Rc::ptr_eq(other, process));
 }
 

@@ -90,6 +90,49 @@ pub fn random_bytes<const N: usize>() -> io::Result<[u8; N]> {
     }
 }
 
+pub fn read(fd: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
+    let count = unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
+    check(count as libc::c_long).map(|count| count as usize)
+}
+
+pub fn write(fd: &OwnedFd, bytes: &[u8]) -> io::Result<usize> {
+    let count = unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
+    check(count as libc::c_long).map(|count| count as usize)
+}
+
+/// (read end, write end); close-on-exec.
+pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut ends = [0; 2];
+    check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } as libc::c_long)?;
+    // SAFETY: the kernel just returned these descriptors and nobody else knows their numbers.
+    Ok(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) })
+}
+
+/// A copy of the descriptor with a number of at least `first`; close-on-exec.
+pub fn duplicate_above(fd: &OwnedFd, first: RawFd) -> io::Result<OwnedFd> {
+    owned(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, first) } as libc::c_long)
+}
+
+pub fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
+    let flags = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) } as libc::c_long)?;
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags as i32 | libc::O_NONBLOCK) } as libc::c_long)
+        .map(drop)
+}
+
+/// Runs work in another mount namespace, on a thread that ends with it: the caller's namespace stays what it is.
+pub fn in_mount_namespace<T: Send>(namespace: BorrowedFd, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    let namespace = namespace.as_raw_fd();
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(move || {
+            // A thread that shares its root and working directory with others may not change the namespace.
+            check(unsafe { libc::unshare(libc::CLONE_FS) } as libc::c_long)?;
+            check(unsafe { libc::setns(namespace, libc::CLONE_NEWNS) } as libc::c_long)?;
+            Ok(work())
+        });
+        thread.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
+    })
+}
+
 /// (pid, uid) of a unix socket's peer (SO_PEERCRED).
 pub fn peer(socket: BorrowedFd) -> io::Result<(i32, u32)> {
     let mut cred = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };

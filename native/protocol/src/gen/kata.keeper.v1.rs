@@ -163,6 +163,9 @@ pub struct HostPath {
     /// Enforced by a read-only bind mount on the host.
     #[prost(bool, tag = "2")]
     pub read_only: bool,
+    /// Mounts that the host makes below the source later appear, too; without it they do not.
+    #[prost(bool, tag = "3")]
+    pub slave: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LayeredRootfs {
@@ -175,8 +178,9 @@ pub struct LayeredRootfs {
     #[prost(string, tag = "3")]
     pub work_dir: ::prost::alloc::string::String,
 }
-/// A container's root file system as containerd describes it: these mounts, in order, each onto the share's directory (its
-/// target, when it has one, is a path below). Types: "bind", "overlay", "ext4", "xfs", "erofs", "tmpfs"; others INVALID_ARGUMENT.
+/// A container's root file system as containerd describes it: these mounts, in order, each onto the share's directory.
+/// Types: "bind", "overlay", "ext4", "xfs", "erofs", "tmpfs"; others, and a target below the directory, are INVALID_ARGUMENT.
+/// The option "loop" mounts a regular file through a loop device.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct MountedRootfs {
     #[prost(message, repeated, tag = "1")]

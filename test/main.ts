@@ -7,8 +7,10 @@ import { type Counts, cargoTests, countMismatch, nodeTests, type Outcome, run } 
 // The number of tests that ran is compared with test/expected.json, so that none vanishes silently.
 
 const REPO = resolve(import.meta.dirname, '..');
-const SUITES = ['lint', 'unit', 'native', 'e2e', 'fault'] as const;
+const SUITES = ['lint', 'unit', 'native', 'e2e', 'fault', 'cluster'] as const;
 type Suite = (typeof SUITES)[number];
+/** Run when they are asked for by name. */
+const ON_REQUEST: readonly Suite[] = ['cluster'];
 
 const testFiles = (directory: string): string[] =>
   readdirSync(join(REPO, directory), { recursive: true })
@@ -85,6 +87,7 @@ const RUN: Record<Suite, () => Promise<Outcome>> = {
   },
   e2e: () => inNamespaces('e2e'),
   fault: () => inNamespaces('fault'),
+  cluster: () => nodeTests(REPO, 'cluster', testFiles('test/cluster'), { namespaces: 'cluster' }),
 };
 
 async function lane(suites: readonly Suite[]): Promise<Outcome[]> {
@@ -99,12 +102,16 @@ for (const name of asked)
     process.stderr.write(`test/run: no suite "${name}"; there are ${SUITES.join(', ')}, all\n`);
     process.exit(2);
   }
-const wanted = asked.length === 0 ? [...SUITES] : SUITES.filter((suite) => asked.includes(suite));
-const boots: Suite[] = wanted.filter((suite) => suite === 'e2e' || suite === 'fault');
+const wanted =
+  asked.length === 0
+    ? SUITES.filter((suite) => !ON_REQUEST.includes(suite))
+    : SUITES.filter((suite) => asked.includes(suite));
+const boots: Suite[] = wanted.filter((suite) => ['e2e', 'fault', 'cluster'].includes(suite));
 // Rust comes with set-up, too.
 const installs = wanted.some((suite) => suite !== 'unit');
 if (!(await installTestPackages())) process.exit(1);
 if (installs && !(await run(REPO, 'setup', './kata', ['setup', '--all']))) process.exit(1);
+if (wanted.includes('cluster') && !(await run(REPO, 'setup', 'test/cluster/setup', []))) process.exit(1);
 
 const outcomes = (await Promise.all([lane(wanted.filter((suite) => !boots.includes(suite))), lane(boots)])).flat();
 const expected: Record<string, number> = JSON.parse(readFileSync(join(REPO, 'test/expected.json'), 'utf8'));

@@ -1,4 +1,4 @@
-import { type Dirent, readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
+import { type Dirent, existsSync, readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 
 /** One thing that was left behind, and where. */
@@ -8,11 +8,16 @@ export interface Residue {
 }
 
 export interface ResidueScope {
-  /** State root of the engine under test; everything that names it belongs to the test. */
+  /** State root of the engine or daemon under test; everything that names it belongs to the test. */
   root: string;
-  runDir: string;
+  runDir?: string;
   /** Name of the cgroup under which the engine makes its sandboxes' cgroups, unique to the test. */
-  cgroupParent: string;
+  cgroupParent?: string;
+  /**
+   * The test has process, mount, network and cgroup namespaces of its own: whatever is in them belongs to it, but for itself
+   * and the processes it descends from. Cgroups at the top are parents that configurations name, and may stay.
+   */
+  wholeNamespaces?: boolean;
   /** Processes of the test itself. */
   ignorePids?: readonly number[];
 }
@@ -32,19 +37,34 @@ const entries = (path: string): string[] => {
   }
 };
 
-function processes({ root, ignorePids = [] }: ResidueScope): Residue[] {
+/** Whether a line about a process, mount or socket is about the test. */
+const isOwn = ({ root, wholeNamespaces }: ResidueScope, line: string): boolean =>
+  wholeNamespaces === true || line.includes(root);
+
+/** This process and those it descends from. */
+function lineage(): Set<number> {
+  const pids = new Set<number>();
+  for (let pid = process.pid; pid > 0; pid = Number(/^PPid:\s*(\d+)/m.exec(text(`/proc/${pid}/status`))?.[1] ?? 0))
+    pids.add(pid);
+  return pids;
+}
+
+function processes(scope: ResidueScope): Residue[] {
   const found: Residue[] = [];
+  const ignored = new Set([...(scope.ignorePids ?? []), ...(scope.wholeNamespaces ? lineage() : [process.pid])]);
   for (const name of entries('/proc')) {
     const pid = Number(name);
-    if (!Number.isInteger(pid) || pid === process.pid || ignorePids.includes(pid)) continue;
+    if (!Number.isInteger(pid) || ignored.has(pid)) continue;
     const command = text(`/proc/${name}/cmdline`).replaceAll('\0', ' ').trim();
-    if (command.includes(root)) found.push({ kind: 'process', what: `${pid}: ${command.slice(0, 200)}` });
+    // A process without a command line is a zombie, or gone by now.
+    if (command !== '' && isOwn(scope, command))
+      found.push({ kind: 'process', what: `${pid}: ${command.slice(0, 200)}` });
   }
   return found;
 }
 
 /** Mounts in this namespace and in every namespace that a process of the test still holds. */
-function mounts({ root }: ResidueScope): Residue[] {
+function mounts(scope: ResidueScope): Residue[] {
   const seen = new Set<string>();
   const found = new Set<string>();
   for (const name of ['self', ...entries('/proc').filter((n) => /^\d+$/.test(n))]) {
@@ -56,7 +76,8 @@ function mounts({ root }: ResidueScope): Residue[] {
     }
     if (seen.has(namespace)) continue;
     seen.add(namespace);
-    for (const line of text(`/proc/${name}/mountinfo`).split('\n')) if (line.includes(root)) found.add(line);
+    for (const line of text(`/proc/${name}/mountinfo`).split('\n'))
+      if (line !== '' && isOwn(scope, line)) found.add(line);
   }
   return [...found].map((what) => ({ kind: 'mount', what }));
 }
@@ -71,8 +92,10 @@ const links = (): Residue[] =>
 
 const namespaces = (): Residue[] => entries('/run/netns').map((what) => ({ kind: 'netns', what }));
 
-function cgroups({ cgroupParent }: ResidueScope): Residue[] {
+function cgroups({ cgroupParent, wholeNamespaces }: ResidueScope): Residue[] {
   const found: Residue[] = [];
+  // The first version has a tree per controller, the second one for all.
+  const below = existsSync('/sys/fs/cgroup/cgroup.controllers') ? 1 : 2;
   const walk = (directory: string, depth: number): void => {
     let children: Dirent[];
     try {
@@ -83,7 +106,8 @@ function cgroups({ cgroupParent }: ResidueScope): Residue[] {
     for (const child of children) {
       if (!child.isDirectory()) continue;
       const path = join(directory, child.name);
-      if (path.includes(`/${cgroupParent}/`)) found.push({ kind: 'cgroup', what: path });
+      if (wholeNamespaces ? depth === below : path.includes(`/${cgroupParent}/`))
+        found.push({ kind: 'cgroup', what: path });
       else if (depth < 4) walk(path, depth + 1);
     }
   };
@@ -91,14 +115,15 @@ function cgroups({ cgroupParent }: ResidueScope): Residue[] {
   return found;
 }
 
-const sockets = ({ root }: ResidueScope): Residue[] =>
+const sockets = (scope: ResidueScope): Residue[] =>
   text('/proc/net/unix')
     .split('\n')
-    .filter((line) => line.includes(root))
+    .filter((line) => line.includes(' /') && isOwn(scope, line))
     .map((what) => ({ kind: 'socket', what }));
 
 function files({ root, runDir }: ResidueScope): Residue[] {
-  const found: Residue[] = entries(join(runDir, 's')).map((uid) => ({ kind: 'file', what: join(runDir, 's', uid) }));
+  const sandboxes = runDir === undefined ? '' : join(runDir, 's');
+  const found: Residue[] = entries(sandboxes).map((uid) => ({ kind: 'file', what: join(sandboxes, uid) }));
   for (const id of entries(join(root, 'containers'))) found.push({ kind: 'file', what: join(root, 'containers', id) });
   return found;
 }
@@ -109,7 +134,8 @@ function locks({ root, runDir }: ResidueScope): Residue[] {
     const stat = statSync(path, { throwIfNoEntry: false });
     if (stat !== undefined) inodes.set(String(stat.ino), path);
   };
-  for (const directory of [root, runDir]) for (const name of entries(directory)) add(join(directory, name));
+  for (const directory of [root, ...(runDir === undefined ? [] : [runDir])])
+    for (const name of entries(directory)) add(join(directory, name));
   return text('/proc/locks')
     .split('\n')
     .flatMap((line) => {

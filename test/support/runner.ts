@@ -49,13 +49,13 @@ export async function run(
 
 /**
  * Runs test files with node's test runner, one process a file, one after the other. With `namespaces` each file has its own
- * mount and network namespaces and an empty /run. A file that ends badly without a failed test counts as one failure.
+ * mount and network namespaces and an empty /run; with `cluster` those of support/cluster/enter.sh. A file that ends badly without a failed test counts as one failure.
  */
 export async function nodeTests(
   repo: string,
   suite: string,
   files: readonly string[],
-  options: { namespaces?: boolean },
+  options: { namespaces?: boolean | 'cluster' },
 ): Promise<Outcome> {
   const counts: Counts = { passed: 0, failed: 0, skipped: 0 };
   const directory = mkdtempSync(join(tmpdir(), 'kt-count-'));
@@ -68,9 +68,13 @@ export async function nodeTests(
     ];
     const node = [process.execPath, '--test', '--test-concurrency=1', ...reporters, ...batch];
     const isolated = 'mount -t tmpfs -o mode=0755 none /run && ip link set lo up && exec "$@"';
-    const command = options.namespaces
-      ? ['unshare', '-m', '-n', '--propagation', 'private', 'sh', '-c', isolated, 'sh', ...node]
-      : node;
+    const enter = ['sh', join(repo, 'test/support/cluster/enter.sh')];
+    const command =
+      options.namespaces === 'cluster'
+        ? [...enter, ...node]
+        : options.namespaces
+          ? ['unshare', '-m', '-n', '--propagation', 'private', 'sh', '-c', isolated, 'sh', ...node]
+          : node;
     const ok = await run(repo, suite, command[0] as string, command.slice(1));
     const told = readCounts(result);
     for (const key of ['passed', 'failed', 'skipped'] as const) counts[key] += told[key];

@@ -1,10 +1,11 @@
-import { mkdirSync } from 'node:fs';
+import { existsSync, mkdirSync } from 'node:fs';
 import { rename, rm } from 'node:fs/promises';
+import os from 'node:os';
 import { join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { TtrpcAgent } from './agent/index.ts';
 import { KataError, NAME_PATTERN } from './base/index.ts';
-import { type EnginePaths, findAssets, serve } from './engine/index.ts';
+import { type Doors, type Engine, type EnginePaths, findAssets, serve } from './engine/index.ts';
 import { qemu } from './hypervisor/index.ts';
 import { ImageStore } from './image/index.ts';
 import {
@@ -22,6 +23,7 @@ import {
   runCleanup,
 } from './os/index.ts';
 import { armFailpointsFrom, type SandboxHost, type SandboxServices } from './sandbox/index.ts';
+import { EventForwarder, ShimDoors } from './shim/index.ts';
 
 /**
  * katad's main, and the one file that knows the concrete drivers.
@@ -59,6 +61,7 @@ function main(): void {
     paths,
     services: services(paths, cgroupParent),
     openImages: (usedBy) => ImageStore.open(join(paths.root, 'images'), { usedBy }),
+    doors,
     failpoints: process.env.KATA_FAILPOINTS === '1',
     idleMinutes,
     exit: (code) => process.exit(code),
@@ -101,6 +104,19 @@ function services(paths: EnginePaths, cgroupParent: string): SandboxServices {
     },
     log,
   };
+}
+
+function doors(engine: Engine): Doors {
+  const { paths, services } = engine;
+  return new ShimDoors(engine, {
+    sandbox: services,
+    keysDir: join(paths.run, 'k'),
+    events: new EventForwarder({ dir: join(paths.run, 'events'), log }),
+    findAssets: () => engine.findAssets({ sharing: true }),
+    capacity: () => ({ cpus: os.availableParallelism(), memoryBytes: os.totalmem(), freeBytes: os.freemem() }),
+    rootOf: (pid) => `/proc/${pid}/root`,
+    cgroupVersion: existsSync('/sys/fs/cgroup/cgroup.controllers') ? 2 : 1,
+  });
 }
 
 const sandboxHost = (paths: EnginePaths, cgroupParent: string): SandboxHost => ({

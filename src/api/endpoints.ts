@@ -33,6 +33,7 @@ export const ENDPOINTS = {
   createVolume: ['POST', '/v1/volumes'],
   inspectVolume: ['GET', '/v1/volumes/{name}'],
   removeVolume: ['DELETE', '/v1/volumes/{name}'],
+  openDoor: ['POST', '/v1/doors/{uid}'],
   shutdown: ['POST', '/v1/shutdown'],
   /** Served only when the engine's environment has KATA_FAILPOINTS=1. */
   listFailpoints: ['GET', '/v1/debug/failpoints'],

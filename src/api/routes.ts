@@ -77,6 +77,7 @@ export const ROUTES = {
   createVolume: { summary: 'Creates a volume', body: s.CreateVolume, answer: s.Volume },
   inspectVolume: { summary: 'One volume', answer: s.Volume },
   removeVolume: { summary: 'Removes a volume nobody uses', query: s.ForceQuery, answer: s.Empty },
+  openDoor: { summary: "A sandbox's keeper announces itself: its task socket is served from now on", answer: s.Empty },
   shutdown: { summary: 'Ends the engine; sandboxes live on', body: s.ShutdownBody, answer: s.Empty },
   listFailpoints: { summary: 'Names of all failpoints', answer: s.FailpointsAnswer },
   armFailpoint: { summary: 'Arms or disarms a failpoint', body: s.ArmFailpoint, answer: s.FailpointsAnswer },

@@ -6,6 +6,7 @@ import type { ProcessState } from '../os/index.ts';
 import { adopt, Sandbox, sandboxOf } from '../sandbox/index.ts';
 import { findTool } from './assets.ts';
 import type { Container } from './container.ts';
+import type { Doors } from './doors.ts';
 import type { Engine } from './engine.ts';
 import { stop } from './lifecycle.ts';
 
@@ -16,9 +17,9 @@ const UID = /^[0-9a-f]{12}$/;
  * Makes state on disk and reality agree after the engine's (or the host's) end: adopts live sandboxes, finishes or undoes what was
  * half-done, goes on with removals. Nothing here throws: what cannot be recovered is logged, and stays visible.
  */
-export async function recover(engine: Engine): Promise<void> {
+export async function recover(engine: Engine, doors?: Doors): Promise<void> {
   const names = readdirSync(engine.services.sandboxesDir);
-  await Promise.all(names.map((name) => guarded(engine, `sandbox ${name}`, () => recoverSandbox(engine, name))));
+  await Promise.all(names.map((name) => guarded(engine, `sandbox ${name}`, () => recoverSandbox(engine, name, doors))));
   for (const container of engine.containers.all)
     await guarded(engine, `container ${container.id}`, () => recoverContainer(engine, container));
 }
@@ -31,13 +32,14 @@ async function guarded(engine: Engine, what: string, work: () => Promise<void>):
   }
 }
 
-async function recoverSandbox(engine: Engine, name: string): Promise<void> {
+async function recoverSandbox(engine: Engine, name: string, doors: Doors | undefined): Promise<void> {
   const { services } = engine;
   const dir = join(services.sandboxesDir, name);
   if (!UID.test(name)) {
     engine.log(`${dir} is not a sandbox and is left alone`);
     return;
   }
+  if (doors?.owns(name)) return doors.recover(name);
   const record = readRecord(engine, name);
   if (record === undefined) {
     // Without a record nobody can ever adopt it: its processes are known from pids.json, its cgroup from its name.

@@ -6,6 +6,7 @@ import { KataError } from '../base/index.ts';
 import type { ImageStore } from '../image/index.ts';
 import type { SandboxServices } from '../sandbox/index.ts';
 import { findAssets } from './assets.ts';
+import type { Doors } from './doors.ts';
 import { Engine, type EnginePaths } from './engine.ts';
 import { containerHandlers } from './handlers.ts';
 import { recover } from './recover.ts';
@@ -18,6 +19,7 @@ export interface ServeOptions {
   paths: EnginePaths;
   services: SandboxServices;
   openImages(usedBy: (imageId: string) => string[]): Promise<ImageStore>;
+  doors(engine: Engine): Doors;
   /** Serve /v1/debug/failpoints. */
   failpoints: boolean;
   /** End after so many minutes without a sandbox and without a client; 0: stay. */
@@ -41,11 +43,13 @@ export async function serve(options: ServeOptions): Promise<void> {
     images: await openImages(options, usedBy),
     findAssets: (wish) => findAssets(paths.assets, wish),
   });
+  const doors = options.doors(engine);
   const server: Server = createApiServer({
     handlers: {
       ...containerHandlers(engine, recovered),
       ...systemHandlers(engine, {
         ready: recovered,
+        doors,
         failpoints: options.failpoints,
         // After the answer has left.
         exit: () => setImmediate(() => server.close(() => options.exit(0)).closeIdleConnections()),
@@ -56,7 +60,7 @@ export async function serve(options: ServeOptions): Promise<void> {
   });
   await listen(server, services.engine.socket);
   services.log(`listening on ${services.engine.socket}`);
-  await recover(engine);
+  await recover(engine, doors);
   recoveryDone();
   if (options.idleMinutes > 0) exitWhenIdle(server, engine, options);
 }

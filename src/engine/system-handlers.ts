@@ -2,6 +2,7 @@ import type { Handlers } from '../api/server.ts';
 import { KataError } from '../base/index.ts';
 import type { ImageInfo } from '../image/index.ts';
 import { armedFailpoints, armFailpoint, FAILPOINTS } from '../sandbox/index.ts';
+import type { Doors } from './doors.ts';
 import type { Engine } from './engine.ts';
 import { eventFilter } from './filters.ts';
 
@@ -10,7 +11,7 @@ export const ENGINE_VERSION = '0.1.0';
 /** Calls about images, volumes, events and the engine itself. */
 export function systemHandlers(
   engine: Engine,
-  options: { ready: Promise<void>; failpoints: boolean; exit: () => void },
+  options: { ready: Promise<void>; doors: Doors; failpoints: boolean; exit: () => void },
 ): Handlers {
   return {
     version: async () => ({
@@ -38,6 +39,10 @@ export function systemHandlers(
           hint: 'with force the engine ends and they go on; the next engine takes them over',
         });
       options.exit();
+      return {};
+    },
+    openDoor: async ({ path }) => {
+      await options.doors.open(path.uid);
       return {};
     },
     ...imageHandlers(engine, options.ready),

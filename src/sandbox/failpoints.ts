@@ -47,6 +47,23 @@ export const FAILPOINTS = [
   'rm.stopped',
   'rm.files-removed',
   'rm.answer',
+  'shim.begun',
+  'shim.create-recorded',
+  'shim.launch-recorded',
+  'shim.joined',
+  'shim.created',
+  'shim.started',
+  'shim.start-recorded',
+  'shim.exec-recorded',
+  'shim.killed',
+  'shim.paused',
+  'shim.resumed',
+  'shim.exit-recorded',
+  'shim.left',
+  'shim.delete-recorded',
+  'shim.done',
+  'shim.finished',
+  'shim.answered',
 ] as const;
 
 export type Failpoint = (typeof FAILPOINTS)[number];

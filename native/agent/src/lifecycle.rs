@@ -51,10 +51,10 @@ fn wants_input(ports: [u32; 3]) -> bool {
 fn check_id(id: &str) -> Result<()> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
     let starts_well = id.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric());
-    if starts_well && (2..=128).contains(&id.len()) && id.bytes().all(plain) {
+    if starts_well && (1..=128).contains(&id.len()) && id.bytes().all(plain) {
         return Ok(());
     }
-    Err(invalid(format!("container: id {id:?} is not [A-Za-z0-9][A-Za-z0-9_.-]+ of at most 128 bytes")))
+    Err(invalid(format!("container: id {id:?} is not [A-Za-z0-9][A-Za-z0-9_.-]* of at most 128 bytes")))
 }
 
 /// CreateContainer.

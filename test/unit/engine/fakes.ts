@@ -12,6 +12,8 @@ import type { ImageStore } from '../../../src/image/index.ts';
 import type { DoorAnswer, DoorCall, JournalEntry, KeeperState } from '../../../src/os/index.ts';
 import type { Keeper, SandboxHost } from '../../../src/sandbox/index.ts';
 
+export const VMM_PID = 4242;
+
 /** A keeper and its guest in memory, with a journal file as the real one writes. It outlives the engines of a test. */
 export class FakeKeeper {
   readonly runDir: string;
@@ -30,9 +32,10 @@ export class FakeKeeper {
   /** What was done of cgroups, network and stdin, in order. */
   readonly done: string[] = [];
   /** What a guest does with a signal; by default SIGKILL ends the process. */
-  onSignal: (containerId: string, signal: number) => void = (id, signal) => {
-    if (signal === 9) this.exit(id, 137, 9);
+  onSignal: (containerId: string, signal: number, execId: string) => void = (id, signal, execId) => {
+    if (signal === 9) this.exit(id, 137, 9, 'process', execId);
   };
+  sandboxCreated = false;
   readonly #waiting = new Set<() => void>();
 
   constructor(runDir: string, uid: string, pid: number) {
@@ -79,6 +82,13 @@ export class FakeKeeper {
     if (process === undefined || process.exited) return;
     process.exited = true;
     this.append({ containerId, execId, status, signal, cause });
+  }
+
+  /** The machine ends, and every process in it. */
+  vmmDies(): void {
+    this.spawned.delete('vmm');
+    this.append({ kind: 'spawned-exit', process: 'vmm', waitStatus: 9 });
+    for (const { containerId, execId } of this.processes.values()) this.exit(containerId, 137, 9, 'vmm-killed', execId);
   }
 
   die(): void {
@@ -134,7 +144,13 @@ export class FakeKeeper {
       state: async (): Promise<KeeperState> => {
         check();
         return {
-          spawned: [...self.spawned].map((name) => ({ name, pid: 0, startTimeTicks: 0, running: true, waitStatus: 0 })),
+          spawned: [...self.spawned].map((name) => ({
+            name,
+            pid: VMM_PID,
+            startTimeTicks: 0,
+            running: true,
+            waitStatus: 0,
+          })),
           processes: [...self.processes.values()].map(({ containerId, execId, exited }) => ({
             containerId,
             execId,
@@ -154,7 +170,7 @@ export class FakeKeeper {
       spawn: async ({ name }) => {
         check();
         self.spawned.add(name);
-        return { name, pid: 1, startTimeTicks: 1, running: true, waitStatus: 0 };
+        return { name, pid: VMM_PID, startTimeTicks: 1, running: true, waitStatus: 0 };
       },
       signalSpawned: async () => check(),
       share: async (id) => {
@@ -247,7 +263,12 @@ export class FakeKeeper {
       if (!this.alive || closed.is) throw new KataError('AGENT_UNAVAILABLE', 'connection closed');
     };
     const calls: Partial<Agent> = {
-      createSandbox: async () => check(),
+      createSandbox: async () => {
+        check();
+        if (this.sandboxCreated) throw new KataError('ALREADY_EXISTS', 'the sandbox is created already');
+        this.sandboxCreated = true;
+      },
+      check: async () => check(),
       startContainer: async (id) => {
         check();
         const process = this.processes.get(`${id}/`);
@@ -259,15 +280,37 @@ export class FakeKeeper {
         check();
         this.processes.delete(`${id}/`);
       },
-      signalProcess: async (id, _execId, signal) => {
+      signalProcess: async (id, execId, signal) => {
         check();
-        this.signals.push(`${id.slice(0, 4)}:${signal}`);
-        this.onSignal(id, signal);
+        if (!this.processes.has(`${id}/${execId}`)) throw new KataError('NOT_FOUND', `${id}/${execId}`);
+        this.signals.push(`${id.slice(0, 4)}${execId && `/${execId}`}:${signal}`);
+        this.onSignal(id, signal, execId);
       },
-      pauseContainer: async () => check(),
-      resumeContainer: async () => check(),
+      pauseContainer: async (id) => {
+        check();
+        this.done.push(`pause ${id}`);
+      },
+      resumeContainer: async (id) => {
+        check();
+        this.done.push(`resume ${id}`);
+      },
+      resizeTerminal: async (id, execId, { rows, columns }) => {
+        check();
+        this.done.push(`resize ${id}/${execId} ${rows}x${columns}`);
+      },
+      statsContainer: async () => {
+        check();
+        return {
+          ...{ cpuNanos: 7, cpuUserNanos: 4, cpuSystemNanos: 3, throttledPeriods: 0, throttledNanos: 0 },
+          ...{ memoryBytes: 4096, memoryMaxBytes: 8192, memoryLimitBytes: 0, memoryCacheBytes: 0 },
+          ...{ pids: 2, pidsLimit: 0, readBytes: 0, writeBytes: 0, networks: [] },
+        };
+      },
       copyFile: async () => check(),
-      updateContainer: async () => check(),
+      updateContainer: async (id, update) => {
+        check();
+        this.done.push(`update ${id} ${JSON.stringify(update)}`);
+      },
     };
     return calls as Agent;
   }
@@ -373,13 +416,7 @@ export class World {
         if (keeper?.alive !== true) throw new KataError('KEEPER_UNAVAILABLE', 'nobody listens');
         const connection = { is: false };
         this.#connections.push(connection);
-        const agent = keeper.agent(connection);
-        const { startContainer } = agent;
-        agent.startContainer = async (id, options) => {
-          await startContainer(id, options);
-          await this.#after('startContainer');
-        };
-        return { keeper: this.#failingKeeper(keeper.connect(connection)), agent };
+        return { keeper: this.#steps(keeper.connect(connection)), agent: this.#steps(keeper.agent(connection)) };
       },
       cleanup: async (_path, runDir) => this.keepers.get(runDir)?.die(),
       createCgroup: async (uid) => {
@@ -407,27 +444,19 @@ export class World {
     };
   }
 
-  #failingKeeper(keeper: Keeper): Keeper {
-    const { awaitAgent, createProcess, openStream } = keeper;
-    return {
-      ...keeper,
-      awaitAgent: async (options) => {
-        this.#step('awaitAgent');
-        await this.#after('awaitAgent');
-        return awaitAgent(options);
-      },
-      createProcess: async (request, options) => {
-        this.#step('createProcess');
-        await createProcess(request, options);
-        await this.#after('createProcess');
-      },
-      openStream: async (selection, options) => {
-        this.#step('openStream');
-        const stream = await openStream(selection, options);
-        await this.#after('openStream');
-        return stream;
-      },
-    };
+  /** Every call may fail before its effect, or be the last thing that its engine does. */
+  #steps<T extends object>(target: T): T {
+    const wrapped = Object.entries(target).map(([name, value]) => {
+      if (typeof value !== 'function' || ['close', 'entries', 'doorCalls'].includes(name)) return [name, value];
+      const call = async (...args: unknown[]) => {
+        this.#step(name);
+        const result = await value(...args);
+        await this.#after(name);
+        return result;
+      };
+      return [name, call];
+    });
+    return Object.fromEntries(wrapped) as T;
   }
 
   #hypervisor(): Hypervisor {
@@ -441,7 +470,9 @@ export class World {
         },
         stop: async () => {},
         kill: async () => {},
-        exited: new Promise(() => {}),
+        get exited() {
+          return host.exited('vmm');
+        },
         plug: async (device) => {
           this.#step('plug');
           plugged.push(device.id);

@@ -27,6 +27,7 @@ async function serve(): Promise<void> {
       ...containerHandlers(engine, ready),
       ...systemHandlers(engine, {
         ready,
+        doors: { owns: () => false, recover: async () => {}, open: async () => {} },
         failpoints: false,
         exit: () => {
           exited = true;

@@ -118,6 +118,7 @@ test('spawn passes everything on, and tells the last words of a VMM that ended',
     essential: true,
     ready_socket: '/s',
     ready_timeout_ms: 5000,
+    in_netns: false,
   });
   await assert.rejects(client.spawn({ ...spawn, name: 'bad' }), (error: KataError) => {
     assert.equal(error.phase, 'boot');

@@ -181,7 +181,7 @@ pub fn is_netns(file: BorrowedFd) -> bool {
     // SAFETY: `system` outlives the call; the ioctl takes no argument, and only a namespace's file is asked.
     unsafe {
         libc::fstatfs(file.as_raw_fd(), &mut system) == 0
-            && system.f_type == libc::NSFS_MAGIC
+            && system.f_type as u64 == libc::NSFS_MAGIC as u64
             && libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE as _) == libc::CLONE_NEWNET
     }
 }

@@ -53,13 +53,16 @@ export async function runCritest(
     .flatMap(({ SpecReports }) => SpecReports)
     .filter(({ LeafNodeType, State }) => LeafNodeType === 'It' || State === 'failed')
     .flatMap((spec) => {
-      const message = spec.Failure?.Message?.trim();
+      // On one line, and without addresses: equal failures read equal.
+      const message = spec.Failure?.Message?.replaceAll(/0x[0-9a-f]+/g, '0x')
+        .replaceAll(/\s+/g, ' ')
+        .trim();
       const state: SpecResult['state'] = spec.State === 'passed' || spec.State === 'skipped' ? spec.State : 'failed';
       // A spec that skips itself says why.
       if (state === 'skipped' && !message) return [];
       const name = [...(spec.ContainerHierarchyTexts ?? []), spec.LeafNodeText].join(' ').replace(/^\[k8s\.io\] /, '');
       const seconds = Math.round(spec.RunTime / 1e8) / 10;
-      return [{ name, state, seconds, ...(message ? { message: message.slice(0, 500) } : {}) }];
+      return [{ name, state, seconds, ...(message ? { message: message.slice(0, 300) } : {}) }];
     })
     .sort((a, b) => (a.name < b.name ? -1 : 1));
 }

@@ -420,6 +420,31 @@ export interface RuntimeInfo_AnnotationsEntry {
   value: string;
 }
 
+/**
+ * What containerd 2.3 and newer write to the stdin of `start`, and read from its stdout. Older ones write an Any (the runtime's
+ * options) or nothing and read an address. Both decode as either: the instance's id tells them apart.
+ */
+export interface BootstrapParams {
+  instance_id: string;
+  namespace: string;
+  log_level: number;
+  containerd_version: string;
+  containerd_ttrpc_address: string;
+  containerd_grpc_address: string;
+  containerd_binary: string;
+  extensions: BootstrapExtension[];
+}
+
+export interface BootstrapExtension {
+  value: Any | undefined;
+}
+
+export interface BootstrapResult {
+  version: number;
+  address: string;
+  protocol: string;
+}
+
 function createBaseAny(): Any {
   return { type_url: "", value: Buffer.alloc(0) };
 }
@@ -5547,6 +5572,288 @@ export const RuntimeInfo_AnnotationsEntry: MessageFns<RuntimeInfo_AnnotationsEnt
     const message = createBaseRuntimeInfo_AnnotationsEntry();
     message.key = object.key ?? "";
     message.value = object.value ?? "";
+    return message;
+  },
+};
+
+function createBaseBootstrapParams(): BootstrapParams {
+  return {
+    instance_id: "",
+    namespace: "",
+    log_level: 0,
+    containerd_version: "",
+    containerd_ttrpc_address: "",
+    containerd_grpc_address: "",
+    containerd_binary: "",
+    extensions: [],
+  };
+}
+
+export const BootstrapParams: MessageFns<BootstrapParams> = {
+  encode(message: BootstrapParams, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.instance_id !== "") {
+      writer.uint32(10).string(message.instance_id);
+    }
+    if (message.namespace !== "") {
+      writer.uint32(18).string(message.namespace);
+    }
+    if (message.log_level !== 0) {
+      writer.uint32(24).int32(message.log_level);
+    }
+    if (message.containerd_version !== "") {
+      writer.uint32(34).string(message.containerd_version);
+    }
+    if (message.containerd_ttrpc_address !== "") {
+      writer.uint32(42).string(message.containerd_ttrpc_address);
+    }
+    if (message.containerd_grpc_address !== "") {
+      writer.uint32(50).string(message.containerd_grpc_address);
+    }
+    if (message.containerd_binary !== "") {
+      writer.uint32(58).string(message.containerd_binary);
+    }
+    for (const v of message.extensions) {
+      BootstrapExtension.encode(v!, writer.uint32(66).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): BootstrapParams {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseBootstrapParams();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.instance_id = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.namespace = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.log_level = reader.int32();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.containerd_version = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.containerd_ttrpc_address = reader.string();
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.containerd_grpc_address = reader.string();
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.containerd_binary = reader.string();
+            continue;
+          }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.extensions.push(BootstrapExtension.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<BootstrapParams>): BootstrapParams {
+    return BootstrapParams.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<BootstrapParams>): BootstrapParams {
+    const message = createBaseBootstrapParams();
+    message.instance_id = object.instance_id ?? "";
+    message.namespace = object.namespace ?? "";
+    message.log_level = object.log_level ?? 0;
+    message.containerd_version = object.containerd_version ?? "";
+    message.containerd_ttrpc_address = object.containerd_ttrpc_address ?? "";
+    message.containerd_grpc_address = object.containerd_grpc_address ?? "";
+    message.containerd_binary = object.containerd_binary ?? "";
+    message.extensions = object.extensions?.map((e) => BootstrapExtension.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseBootstrapExtension(): BootstrapExtension {
+  return { value: undefined };
+}
+
+export const BootstrapExtension: MessageFns<BootstrapExtension> = {
+  encode(message: BootstrapExtension, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.value !== undefined) {
+      Any.encode(message.value, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): BootstrapExtension {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseBootstrapExtension();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.value = Any.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<BootstrapExtension>): BootstrapExtension {
+    return BootstrapExtension.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<BootstrapExtension>): BootstrapExtension {
+    const message = createBaseBootstrapExtension();
+    message.value = (object.value !== undefined && object.value !== null) ? Any.fromPartial(object.value) : undefined;
+    return message;
+  },
+};
+
+function createBaseBootstrapResult(): BootstrapResult {
+  return { version: 0, address: "", protocol: "" };
+}
+
+export const BootstrapResult: MessageFns<BootstrapResult> = {
+  encode(message: BootstrapResult, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.version !== 0) {
+      writer.uint32(8).int32(message.version);
+    }
+    if (message.address !== "") {
+      writer.uint32(18).string(message.address);
+    }
+    if (message.protocol !== "") {
+      writer.uint32(26).string(message.protocol);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): BootstrapResult {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseBootstrapResult();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.version = reader.int32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.address = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.protocol = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<BootstrapResult>): BootstrapResult {
+    return BootstrapResult.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<BootstrapResult>): BootstrapResult {
+    const message = createBaseBootstrapResult();
+    message.version = object.version ?? 0;
+    message.address = object.address ?? "";
+    message.protocol = object.protocol ?? "";
     return message;
   },
 };

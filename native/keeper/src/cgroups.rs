@@ -1,15 +1,19 @@
 //! Control groups that the keeper, or an engine that it starts, moves into.
 use crate::failure;
 use crate::keeper::Keeper;
+use crate::sys;
 use kata_protocol::envelope::Status;
 use kata_protocol::keeper::EnterCgroupsRequest;
 use kata_protocol::ttrpc::{status, Code};
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 const MAX_GROUPS: usize = 32;
+const BUSY_TICK: Duration = Duration::from_millis(2);
 
 /// Moves this process into the group.
 pub fn enter(group: &Path) -> io::Result<()> {
@@ -25,6 +29,33 @@ pub fn enter_or_make(group: &Path) -> io::Result<()> {
     match fs::DirBuilder::new().mode(0o755).create(group) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => enter(group),
+    }
+}
+
+/// Removes a group without processes, and the groups below it. Processes that were killed may still be leaving it: until
+/// `deadline` it is tried again.
+pub fn remove(group: &Path, deadline: Instant) -> io::Result<()> {
+    let directory = match fs::File::open(group) {
+        Ok(directory) => directory,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !sys::is_cgroup(directory.as_fd()) {
+        return Err(io::Error::other("it is no control group"));
+    }
+    for entry in fs::read_dir(group)?.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove(&entry.path(), deadline)?;
+        }
+    }
+    loop {
+        match fs::remove_dir(group) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
+                std::thread::sleep(BUSY_TICK);
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => return Ok(()),
+        }
     }
 }
 

@@ -1,16 +1,17 @@
 //! `kata-keeper cleanup`: ends what a dead keeper left, and nobody else's process.
 use crate::arguments::Arguments;
 use crate::json::{self, Value};
+use crate::shim::places::{self, Lock};
 use crate::shutdown::remove_sockets_in;
 use crate::sys;
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const KILL_BOUND: Duration = Duration::from_secs(5);
+const LOCK_BOUND: Duration = Duration::from_secs(5);
 
 struct Recorded {
     name: String,
@@ -21,20 +22,49 @@ struct Recorded {
 pub fn run(mut arguments: Arguments) -> Result<(), String> {
     let dir = PathBuf::from(arguments.value("--dir")?);
     arguments.end()?;
-    if UnixStream::connect(dir.join("k.sock")).is_ok() {
+    let lock = Lock::take(&dir, LOCK_BOUND).map_err(|error| format!("{}: {error}", dir.display()))?;
+    if lock.is_none() {
+        return Ok(());
+    }
+    if places::lives(&dir) {
         return Err(format!("a keeper serves {}: it is asked with Shutdown, not cleaned up", dir.display()));
     }
-    let mut problems = Vec::new();
-    match read_pids(&dir.join("pids.json")) {
-        Ok(processes) => problems.extend(processes.iter().filter_map(|process| end(process).err())),
-        Err(problem) => problems.push(problem),
-    }
-    remove_sockets_in(&dir);
-    remove_sockets_in(&dir.join("vsock"));
+    let problems = end_processes(&dir, KILL_BOUND);
     match problems.is_empty() {
         true => Ok(()),
         false => Err(problems.join("; ")),
     }
+}
+
+/// Ends the recorded processes, within `bound`, and removes the sockets. Gives what did not work. The caller holds the lock.
+pub fn end_processes(dir: &Path, bound: Duration) -> Vec<String> {
+    let mut problems = Vec::new();
+    match read_pids(&dir.join("pids.json")) {
+        Ok(processes) => {
+            // All are signalled before the first is waited for.
+            let killed: Vec<_> = processes.iter().map(|process| (process, kill(process))).collect();
+            let deadline = Instant::now() + bound;
+            for (process, killed) in killed {
+                match killed {
+                    Ok(Some(pidfd)) if !sys::wait_readable(pidfd.as_raw_fd(), deadline) => {
+                        problems.push(format!("{} (pid {}) does not end after SIGKILL", process.name, process.pid));
+                    }
+                    Ok(_) => {}
+                    Err(error) => problems.push(format!("{} (pid {}): {error}", process.name, process.pid)),
+                }
+            }
+        }
+        Err(problem) => problems.push(problem),
+    }
+    remove_sockets_in(dir);
+    remove_sockets_in(&dir.join("vsock"));
+    problems
+}
+
+/// The pid that `pids.json` tells for a name, whether the process still runs or not.
+pub fn recorded_pid(dir: &Path, name: &str) -> Option<i32> {
+    let (_, processes) = parse(&fs::read_to_string(dir.join("pids.json")).ok()?).ok()?;
+    processes.iter().find(|process| process.name == name).map(|process| process.pid)
 }
 
 /// The recorded processes of this boot. A corrupt record is put aside, so that the next clean-up is not stopped by it.
@@ -88,38 +118,26 @@ fn parse(text: &str) -> Result<(String, Vec<Recorded>), String> {
     Ok((boot_id, processes))
 }
 
-/// Kills the process if it still is the recorded one and waits until it is gone.
-fn end(process: &Recorded) -> Result<(), String> {
-    let describe = |error: io::Error| format!("{} (pid {}): {error}", process.name, process.pid);
+/// Kills the process if it still is the recorded one; gives what becomes readable when it is gone.
+fn kill(process: &Recorded) -> io::Result<Option<OwnedFd>> {
     let pidfd = match sys::pidfd_open(process.pid) {
         Ok(pidfd) => pidfd,
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
-        Err(error) => return Err(describe(error)),
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+        Err(error) => return Err(error),
     };
     // The start time is read after the pidfd was opened: from here on both mean the same process.
     match sys::start_time_ticks(process.pid) {
         Ok(ticks) if ticks == process.start_time_ticks => {}
-        _ => return Ok(()),
+        _ => return Ok(None),
     }
     // Spawned processes lead a group of their own.
     if unsafe { libc::getpgid(process.pid) } == process.pid {
         unsafe { libc::kill(-process.pid, libc::SIGKILL) };
     }
     match sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL) {
-        Err(error) if error.raw_os_error() != Some(libc::ESRCH) => return Err(describe(error)),
-        _ => {}
+        Err(error) if error.raw_os_error() != Some(libc::ESRCH) => Err(error),
+        _ => Ok(Some(pidfd)),
     }
-    let deadline = Instant::now() + KILL_BOUND;
-    let mut poll = libc::pollfd { fd: std::os::fd::AsRawFd::as_raw_fd(&pidfd), events: libc::POLLIN, revents: 0 };
-    while poll.revents == 0 {
-        let left = deadline.saturating_duration_since(Instant::now()).as_millis() as i32;
-        if left == 0 {
-            return Err(format!("{} (pid {}) does not end after SIGKILL", process.name, process.pid));
-        }
-        // An interrupted wait looks at the clock again.
-        unsafe { libc::poll(&mut poll, 1, left) };
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -142,6 +160,6 @@ mod tests {
         let own = std::process::id() as i32;
         let ticks = sys::start_time_ticks(own).unwrap();
         let stranger = Recorded { name: "x".into(), pid: own, start_time_ticks: ticks + 1 };
-        assert_eq!(end(&stranger), Ok(()));
+        assert!(kill(&stranger).unwrap().is_none());
     }
 }

@@ -1,10 +1,18 @@
 //! `keeper.json`, as docs/ARCHITECTURE.md gives it. Unknown members are refused; every problem is reported at once.
 use crate::json::{self, Value};
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 /// sun_path of sockaddr_un with its final NUL (unix(7)).
 pub const MAX_SOCKET_BYTES: usize = 107;
 const MAX_CONFIG_BYTES: u64 = 256 * 1024;
+
+/// The guest's ports, as docs/ARCHITECTURE.md gives them, for the configuration that `start` writes.
+pub const AGENT_PORT: u32 = 1024;
+pub const LOG_PORT: u32 = 1025;
+pub const STREAM_PORT: u32 = 1027;
+pub const READY_PORT: u32 = 1030;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum VsockMode {
@@ -33,20 +41,26 @@ pub struct Config {
 
 pub fn load(path: &Path) -> Result<Config, String> {
     let describe = |problem: String| format!("keeper configuration {}: {problem}", path.display());
-    let size = std::fs::metadata(path).map_err(|error| describe(error.to_string()))?.len();
-    if size > MAX_CONFIG_BYTES {
-        return Err(describe(format!("{size} bytes, at most {MAX_CONFIG_BYTES} are read")));
-    }
-    let text = std::fs::read_to_string(path).map_err(|error| describe(error.to_string()))?;
+    let text = read_bounded(path, MAX_CONFIG_BYTES).map_err(|error| describe(error.to_string()))?;
     parse(&text).map_err(describe)
 }
 
-fn parse(text: &str) -> Result<Config, String> {
-    let Value::Object(members) = json::parse(text)? else { return Err("expected an object".to_owned()) };
-    let mut reader = Reader { members, problems: Vec::new() };
-    if reader.take("version") != Some(Value::Integer(1)) {
-        reader.problem("version must be 1");
+/// A text file of at most `max` bytes.
+pub fn read_bounded(path: &Path, max: u64) -> io::Result<String> {
+    let mut text = String::new();
+    let file = File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("no regular file"));
     }
+    file.take(max + 1).read_to_string(&mut text)?;
+    match text.len() as u64 > max {
+        true => Err(io::Error::other(format!("over {max} bytes"))),
+        false => Ok(text),
+    }
+}
+
+fn parse(text: &str) -> Result<Config, String> {
+    let mut reader = Reader::new(text)?;
     let config = Config {
         uid: reader.string("uid"),
         cgroups: reader.paths("cgroups"),
@@ -68,22 +82,35 @@ fn parse(text: &str) -> Result<Config, String> {
     if config.uid.len() != 12 || !config.uid.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
         reader.problem("uid must be 12 hexadecimal digits");
     }
-    let unknown: Vec<String> = reader.members.iter().map(|(name, _)| format!("{name:?} is not known")).collect();
-    reader.problems.extend(unknown);
-    if reader.problems.is_empty() {
-        Ok(config)
-    } else {
-        Err(reader.problems.join("; "))
-    }
+    reader.finish(config)
 }
 
-struct Reader {
+/// Takes the members of a version 1 document one by one and collects what is wrong.
+pub struct Reader {
     members: Vec<(String, Value)>,
     problems: Vec<String>,
 }
 
 impl Reader {
-    fn take(&mut self, name: &str) -> Option<Value> {
+    pub fn new(text: &str) -> Result<Self, String> {
+        let Value::Object(members) = json::parse(text)? else { return Err("expected an object".to_owned()) };
+        let mut reader = Reader { members, problems: Vec::new() };
+        if reader.take("version") != Some(Value::Integer(1)) {
+            reader.problem("version must be 1");
+        }
+        Ok(reader)
+    }
+
+    /// `value`, when nothing was wrong and nothing is left.
+    pub fn finish<T>(mut self, value: T) -> Result<T, String> {
+        self.problems.extend(self.members.iter().map(|(name, _)| format!("{name:?} is not known")));
+        match self.problems.is_empty() {
+            true => Ok(value),
+            false => Err(self.problems.join("; ")),
+        }
+    }
+
+    pub fn take(&mut self, name: &str) -> Option<Value> {
         let at = self.members.iter().position(|(other, _)| other == name)?;
         Some(self.members.swap_remove(at).1)
     }
@@ -92,11 +119,11 @@ impl Reader {
         self.members.iter().any(|(other, _)| other == name)
     }
 
-    fn problem(&mut self, text: &str) {
+    pub fn problem(&mut self, text: &str) {
         self.problems.push(text.to_owned());
     }
 
-    fn string(&mut self, name: &str) -> String {
+    pub fn string(&mut self, name: &str) -> String {
         match self.take(name) {
             Some(Value::String(text)) if !text.contains('\0') => text,
             _ => {
@@ -106,7 +133,7 @@ impl Reader {
         }
     }
 
-    fn strings(&mut self, name: &str) -> Vec<String> {
+    pub fn strings(&mut self, name: &str) -> Vec<String> {
         let mut texts = Vec::new();
         let Some(Value::Array(items)) = self.take(name) else {
             self.problem(&format!("{name} must be an array of strings"));
@@ -128,7 +155,7 @@ impl Reader {
         PathBuf::from(text)
     }
 
-    fn path(&mut self, name: &str) -> PathBuf {
+    pub fn path(&mut self, name: &str) -> PathBuf {
         let text = self.string(name);
         self.absolute(name, text)
     }
@@ -137,7 +164,7 @@ impl Reader {
         self.strings(name).into_iter().map(|text| self.absolute(name, text)).collect()
     }
 
-    fn environment(&mut self, name: &str) -> Vec<(String, String)> {
+    pub fn environment(&mut self, name: &str) -> Vec<(String, String)> {
         let mut pairs = Vec::new();
         for text in self.strings(name) {
             match text.split_once('=') {

@@ -3,12 +3,16 @@ mod calls;
 
 use crate::accept;
 use crate::keeper::Keeper;
+use crate::shim::places::{self, Lock};
 use crate::shutdown::{self, ORPHAN_BOUND};
+use crate::sys;
 use calls::Calls;
 use kata_protocol::envelope::{Request, Status};
 use kata_protocol::keeper::{AnswerCallRequest, NextCallsResponse, ShutdownRequest};
 use kata_protocol::ttrpc::{self, status, Code, Handler, HandlerFuture, Limits, MAX_MESSAGE_BYTES};
 use std::cell::{Cell, RefCell};
+use std::io;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
@@ -21,6 +25,7 @@ const SERVICES: [&str; 3] =
     ["containerd.task.v2.Task", "containerd.task.v3.Task", "containerd.runtime.sandbox.v1.Sandbox"];
 /// containerd keeps one connection for each task.
 const MAX_CONNECTIONS: usize = 1024;
+const LOCK_BOUND: Duration = Duration::from_secs(5);
 const MAX_METHOD_BYTES: usize = 64;
 const LIMITS: Limits = Limits { calls: calls::MAX_CALLS, request_bytes: 4 * MAX_MESSAGE_BYTES };
 pub const MAX_POLL: Duration = Duration::from_secs(60);
@@ -123,9 +128,20 @@ pub async fn watch_use(keeper: Rc<Keeper>) {
         if unused && (uncalled || *keeper.engines.borrow() == 0) {
             keeper.note("nobody called for this sandbox");
             let _ = shutdown::run(&keeper, ShutdownRequest::default()).await;
+            // Nobody else knows of it: containerd asks for no clean-up after a start that failed.
+            if let Err(error) = forget(&keeper) {
+                keeper.note(&format!("what is left of the sandbox: {error}"));
+            }
             return;
         }
     }
+}
+
+fn forget(keeper: &Keeper) -> io::Result<()> {
+    let _lock = Lock::take(&keeper.dir, LOCK_BOUND)?;
+    // The keeper's own mounts are not the host's: there the directory holds mount points alone.
+    let dir = keeper.dir.clone();
+    sys::in_mounts(keeper.host_mounts.as_fd(), move || places::forget(&dir))
 }
 
 /// What a person needs to get an engine again.

@@ -14,6 +14,8 @@ pub enum Value {
 }
 
 const MAX_DEPTH: usize = 8;
+/// Inside of a member that is not looked into.
+const MAX_SKIPPED_DEPTH: usize = 10_000;
 
 struct Parser<'a> {
     text: &'a [u8],
@@ -31,7 +33,71 @@ pub fn parse(text: &str) -> Result<Value, String> {
     Ok(value)
 }
 
+/// One member of the document's object, without a look into the others: those may hold numbers and nesting of any kind. Of
+/// two members with the name the last counts.
+pub fn member(text: &str, name: &str) -> Result<Option<Value>, String> {
+    let mut parser = Parser { text: text.as_bytes(), at: 0 };
+    parser.space();
+    if !parser.take("{") {
+        return parser.fail("an object");
+    }
+    let mut found = None;
+    parser.space();
+    if parser.take("}") {
+        return Ok(found);
+    }
+    loop {
+        parser.space();
+        if parser.text.get(parser.at) != Some(&b'"') {
+            return parser.fail("a member name");
+        }
+        let wanted = parser.string()? == name;
+        parser.space();
+        if !parser.take(":") {
+            return parser.fail("':'");
+        }
+        match wanted {
+            true => found = Some(parser.value(1)?),
+            false => parser.skip()?,
+        }
+        parser.space();
+        if parser.take("}") {
+            return Ok(found);
+        }
+        if !parser.take(",") {
+            return parser.fail("',' or '}'");
+        }
+    }
+}
+
 impl Parser<'_> {
+    /// Passes over one value; only strings and brackets are understood, because they alone tell where it ends.
+    fn skip(&mut self) -> Result<(), String> {
+        let mut closers = Vec::new();
+        self.space();
+        let start = self.at;
+        while let Some(&byte) = self.text.get(self.at) {
+            match byte {
+                b'"' => {
+                    self.string()?;
+                    continue;
+                }
+                b'{' => closers.push(b'}'),
+                b'[' => closers.push(b']'),
+                b',' | b'}' | b']' if closers.is_empty() => {
+                    return if self.at > start { Ok(()) } else { self.fail("a value") };
+                }
+                b'}' | b']' if closers.pop() != Some(byte) => return self.fail("the other bracket"),
+                _ => {}
+            }
+            if closers.len() > MAX_SKIPPED_DEPTH {
+                return self.fail("less nesting");
+            }
+            self.at += 1;
+        }
+        self.fail("the rest of the document")
+    }
+
     fn fail<T>(&self, expected: &str) -> Result<T, String> {
         Err(format!("expected {expected} at byte {}", self.at))
     }
@@ -230,6 +296,19 @@ impl Writer {
     }
 }
 
+/// An array of strings.
+pub fn strings(values: &[String]) -> String {
+    let mut text = "[".to_owned();
+    for value in values {
+        if text.len() > 1 {
+            text.push(',');
+        }
+        quote(&mut text, value);
+    }
+    text.push(']');
+    text
+}
+
 /// Appends a JSON string; everything outside printable ASCII that could break a line or a terminal is escaped.
 fn quote(out: &mut String, value: &str) {
     out.push('"');
@@ -269,6 +348,34 @@ mod tests {
             parse(r#"["\ud83d\ude00", [true, null]]"#).unwrap(),
             Value::Array(vec![Value::String("😀".to_owned()), Value::Array(vec![Value::Bool(true), Value::Null]),])
         );
+    }
+
+    #[test]
+    fn finds_one_member_among_others_of_any_kind() {
+        let text = r#" { "x" : [1.5e3, {"annotations": {"no": "]}"}}, "\"}"], "n":-0.1, "annotations": {"a":"b"}, "t":true } "#;
+        let found = Value::Object(vec![("a".to_owned(), Value::String("b".to_owned()))]);
+        assert_eq!(member(text, "annotations"), Ok(Some(found)));
+        assert_eq!(member(text, "none"), Ok(None));
+        assert_eq!(member("{}", "none"), Ok(None));
+        assert_eq!(member(r#"{"a":1,"a":2}"#, "a"), Ok(Some(Value::Integer(2))));
+        let nested = |depth: usize| format!("{{\"a\":{}{}}}", "[".repeat(depth), "]".repeat(depth));
+        assert_eq!(member(&nested(5000), "b"), Ok(None));
+        for bad in [
+            "",
+            "[]",
+            "{",
+            "{\"a\"",
+            "{\"a\":",
+            "{\"a\":}",
+            "{\"a\":[}",
+            "{\"a\":1",
+            "{\"a\":\"x",
+            "{a:1}",
+            "{\"a\":1.5}",
+        ] {
+            assert!(member(bad, "a").is_err(), "{bad}");
+        }
+        assert!(member(&nested(20_000), "b").is_err());
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod ready_socket;
 mod serve;
 mod service;
 mod share;
+mod shim;
 mod shutdown;
 mod snapshot;
 mod spawn;
@@ -52,6 +53,9 @@ const USAGE: &str = "usage:
 
 fn main() {
     let mut words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    if let Some(program) = shim::program() {
+        std::process::exit(shim::run(&program, words));
+    }
     let verb = if words.is_empty() { String::new() } else { words.remove(0) };
     let arguments = Arguments::new(words);
     let result = match verb.as_str() {

@@ -22,7 +22,7 @@ use tokio::net::UnixListener;
 use tokio::sync::watch;
 
 /// katad reads `ready\n` or an error from it.
-const READY_FD: i32 = 3;
+pub const READY_FD: i32 = 3;
 const LOG_BYTES: u64 = 256 * 1024;
 /// Marks the second execution, which already runs in the cgroups.
 const ENTERED: &str = "--entered";

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Instant;
 use tokio::io::unix::AsyncFd;
 
 /// Turns the `-1` convention into a result.
@@ -264,6 +265,46 @@ pub fn record_lock(file: BorrowedFd) -> io::Result<bool> {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EAGAIN)) => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Takes the file's own lock (flock(2)), which ends with the last copy of this descriptor. `false`: another holds it.
+pub fn file_lock(file: BorrowedFd) -> io::Result<bool> {
+    match check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } as libc::c_long) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// A pipe's (reading, writing) ends; close-on-exec.
+pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut ends = [0; 2];
+    check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } as libc::c_long)?;
+    // SAFETY: the kernel just returned both and nobody else knows them.
+    Ok(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) })
+}
+
+/// Blocks until the descriptor has something to read (for a pidfd: until the process has ended). `false`: the deadline passed.
+pub fn wait_readable(fd: RawFd, deadline: Instant) -> bool {
+    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let milliseconds = left.as_micros().div_ceil(1000).min(60_000) as i32;
+        // An interrupted wait looks at the clock again.
+        if unsafe { libc::poll(&mut poll, 1, milliseconds) } > 0 {
+            return true;
+        }
+        if left.is_zero() {
+            return false;
+        }
+    }
+}
+
+/// Whether the directory is a control group.
+pub fn is_cgroup(directory: BorrowedFd) -> bool {
+    let mut system: libc::statfs = unsafe { std::mem::zeroed() };
+    let known = check(unsafe { libc::fstatfs(directory.as_raw_fd(), &mut system) } as libc::c_long).is_ok();
+    known && matches!(system.f_type, libc::CGROUP_SUPER_MAGIC | libc::CGROUP2_SUPER_MAGIC)
 }
 
 /// Closes every descriptor from `first` on.

@@ -529,6 +529,41 @@ pub struct RuntimeInfo {
         ::prost::alloc::string::String,
     >,
 }
+/// What containerd 2.3 and newer write to the stdin of `start`, and read from its stdout. Older ones write an Any (the runtime's
+/// options) or nothing and read an address. Both decode as either: the instance's id tells them apart.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct BootstrapParams {
+    #[prost(string, tag = "1")]
+    pub instance_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(int32, tag = "3")]
+    pub log_level: i32,
+    #[prost(string, tag = "4")]
+    pub containerd_version: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub containerd_ttrpc_address: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub containerd_grpc_address: ::prost::alloc::string::String,
+    #[prost(string, tag = "7")]
+    pub containerd_binary: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "8")]
+    pub extensions: ::prost::alloc::vec::Vec<BootstrapExtension>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BootstrapExtension {
+    #[prost(message, optional, tag = "1")]
+    pub value: ::core::option::Option<Any>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BootstrapResult {
+    #[prost(int32, tag = "1")]
+    pub version: i32,
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub protocol: ::prost::alloc::string::String,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum TaskStatus {

@@ -1,12 +1,12 @@
-import type { CallOptions, MachineSpec, MachineType } from '../model/index.ts';
+import type { CallOptions, Device, MachineSpec, MachineType } from '../model/index.ts';
 import type { Machine, MachineHost, PersistedMachine } from './machine.ts';
 
 /** What a machine type can do. Differences between drivers are data, never a method that throws. */
 export interface Capabilities {
   /** Kinds of devices that can be plugged into a running machine, and out of it. */
-  hotplug: readonly ('block' | 'layers' | 'fs')[];
+  hotplug: readonly Device['kind'][];
   /** Kinds that can be present at boot. */
-  coldplug: readonly ('block' | 'layers' | 'fs')[];
+  coldplug: readonly Device['kind'][];
   vsock: readonly ('hybrid' | 'kernel')[];
   /** Devices that fit at boot, and beside those while it runs. */
   coldplugSlots: number;

@@ -9,6 +9,9 @@ import type { Capabilities } from './hypervisor.ts';
 const PATH = /^(\/[A-Za-z0-9_.@+~:-][A-Za-z0-9_.@+~: -]*)+$/;
 const ID = /^[a-z][a-z0-9-]{0,30}$/;
 const SERIAL = /^[A-Za-z0-9_.-]{1,20}$/;
+const TAP = /^[A-Za-z0-9_.-]{1,15}$/;
+/** The lowest bit of the first byte is set for groups. */
+const MAC = /^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$/;
 const TAG = /^[A-Za-z0-9_.-]{1,35}$/;
 const WORD = /^[A-Za-z0-9_][A-Za-z0-9_.:,=/@+-]*$/;
 const UID = /^[0-9a-f]{12}$/;
@@ -91,7 +94,11 @@ function deviceProblems(device: Device, spec: MachineSpec): string[] {
   const problems: string[] = [];
   if (!ID.test(device.id)) problems.push(`device ${JSON.stringify(device.id)}: the id must match ${ID.source}`);
   const what = `device ${device.id}`;
-  if (device.kind !== 'fs' && device.serial !== undefined && !SERIAL.test(device.serial))
+  if (
+    (device.kind === 'block' || device.kind === 'layers') &&
+    device.serial !== undefined &&
+    !SERIAL.test(device.serial)
+  )
     problems.push(`${what}: the serial must match ${SERIAL.source}`);
   switch (device.kind) {
     case 'block':
@@ -108,6 +115,12 @@ function deviceProblems(device: Device, spec: MachineSpec): string[] {
       if (!spec.memory.share) problems.push(`${what}: needs memory.share`);
       if (spec.binaries.virtiofsd === undefined) problems.push(`${what}: needs binaries.virtiofsd`);
       else problems.push(...pathProblems(spec.binaries.virtiofsd, 'binaries.virtiofsd'));
+      break;
+    case 'net':
+      if (!TAP.test(device.tap)) problems.push(`${what}: the tap's name must match ${TAP.source}`);
+      if (!MAC.test(device.mac)) problems.push(`${what}: ${JSON.stringify(device.mac)} is no unicast MAC address`);
+      if (!within(device.mtu, 68, 65535)) problems.push(`${what}: the MTU must be 68 to 65535`);
+      if (!within(device.queues, 1, 16)) problems.push(`${what}: must have 1 to 16 queues`);
       break;
     default:
       problems.push(`${what}: unknown kind ${JSON.stringify((device as { kind: unknown }).kind)}`);

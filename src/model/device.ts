@@ -33,7 +33,23 @@ export interface FsDevice {
   cache: 'auto' | 'never' | 'always' | 'metadata';
 }
 
-export type Device = BlockDevice | LayersDevice | FsDevice;
+/** A network card on a tap device that exists in the VMM's network namespace. */
+export interface NetDevice {
+  kind: 'net';
+  id: string;
+  /** Name of the tap: /^[A-Za-z0-9_.-]{1,15}$/. */
+  tap: string;
+  /** What the guest's card has: six pairs of lower-case hexadecimal digits with colons, unicast. */
+  mac: string;
+  /** Bytes; what the guest is told to begin with: 68 to 65535. */
+  mtu: number;
+  /** Pairs of queues, 1 to 16; the tap was made for so many. */
+  queues: number;
+  /** Packets go through the host's kernel (vhost-net) instead of the VMM. */
+  vhost: boolean;
+}
+
+export type Device = BlockDevice | LayersDevice | FsDevice | NetDevice;
 
 /** Where a file of a `LayersDevice` lies on its disk, in 512-byte sectors (the agent's `partition=<start>,<sectors>`). */
 export interface DiskPart {
@@ -48,4 +64,6 @@ export type DeviceAddress =
   /** Agent driver "mmioblk": source is the guest's device node, "/dev/vda". */
   | { driver: 'mmioblk'; source: string; parts: readonly DiskPart[] }
   /** Agent driver "virtio-fs": source is the tag. */
-  | { driver: 'virtio-fs'; source: string };
+  | { driver: 'virtio-fs'; source: string }
+  /** A network card: source is its PCI path, or empty where only its MAC address tells it. */
+  | { driver: 'net'; source: string };

@@ -94,8 +94,8 @@ export function checkLayers(layers: readonly string[]): void {
 }
 
 function blockMounts(containerId: string, layers: DeviceAddress, disk: DeviceAddress): GuestMount[] {
-  if (layers.driver === 'virtio-fs' || disk.driver === 'virtio-fs')
-    throw new KataError('INTERNAL', 'a disk has the address of a shared directory');
+  if (!('parts' in layers) || !('parts' in disk))
+    throw new KataError('INTERNAL', "a disk has another device's address");
   const base = guestImageDir(containerId);
   const whole = layers.parts.length === 1 && layers.parts[0]?.startSector === 0;
   const mounts: GuestMount[] = layers.parts.map((part, index) => ({

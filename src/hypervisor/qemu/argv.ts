@@ -1,4 +1,4 @@
-import type { BlockDevice, Device, FsDevice, LayersDevice, MachineSpec } from '../../model/index.ts';
+import type { BlockDevice, Device, FsDevice, LayersDevice, MachineSpec, NetDevice } from '../../model/index.ts';
 import {
   BRIDGE_ID,
   coldSlot,
@@ -126,12 +126,45 @@ function coldDevice(spec: MachineSpec, device: Device, index: number): string[] 
         ),
       ],
     ];
+  if (device.kind === 'net')
+    return [
+      ...['-netdev', JSON.stringify(netBackend(device))],
+      ...[
+        '-device',
+        on(
+          spec,
+          'virtio-net',
+          `${cardProperties(device)}${spec.machine === 'q35' ? ',romfile=' : ''},id=${device.id}`,
+          slot,
+        ),
+      ],
+    ];
   const serial = device.serial === undefined ? '' : `,serial=${device.serial}`;
   return [
     ...['-blockdev', JSON.stringify(blockNode(spec, device))],
     ...['-device', on(spec, 'virtio-blk', `drive=${nodeName(device)},id=${device.id}${serial}`, slot)],
   ];
 }
+
+export const netId = (device: NetDevice): string => `n-${device.id}`;
+
+/** The `-netdev` of a card; also the arguments of `netdev_add`. The tap exists: the VMM only opens it. */
+export const netBackend = (device: NetDevice): Record<string, unknown> => ({
+  type: 'tap',
+  id: netId(device),
+  ifname: device.tap,
+  script: 'no',
+  downscript: 'no',
+  queues: device.queues,
+  vhost: device.vhost,
+});
+
+/** Two interrupt vectors for each pair of queues, one for changes, one to control. The option ROM is for booting from the network. */
+const cardVectors = (device: NetDevice): number => 2 * device.queues + 2;
+const cardProperties = (device: NetDevice): string => {
+  const several = device.queues > 1 ? `,mq=on,vectors=${cardVectors(device)}` : '';
+  return `netdev=${netId(device)},mac=${device.mac},host_mtu=${device.mtu}${several}`;
+};
 
 export const chardevId = (device: FsDevice): string => `c-${device.id}`;
 /** A block node's name is at most 31 bytes, as long as a device's id may be; QEMU keeps the two apart. */
@@ -161,6 +194,17 @@ export function hotDevice(device: Device, slot: number): Record<string, unknown>
   const place = { id: device.id, bus: BRIDGE_ID, addr: `0x${slot.toString(16)}` };
   if (device.kind === 'fs')
     return { driver: 'vhost-user-fs-pci', chardev: chardevId(device), tag: device.tag, 'queue-size': 1024, ...place };
+  if (device.kind === 'net')
+    return {
+      driver: 'virtio-net-pci',
+      netdev: netId(device),
+      mac: device.mac,
+      host_mtu: device.mtu,
+      romfile: '',
+      'disable-legacy': 'on',
+      ...(device.queues > 1 ? { mq: true, vectors: cardVectors(device) } : {}),
+      ...place,
+    };
   const serial = device.serial === undefined ? {} : { serial: device.serial };
   // Without the legacy interface a device needs no I/O ports, which are scarce behind a bridge.
   return { driver: 'virtio-blk-pci', drive: nodeName(device), 'disable-legacy': 'on', ...serial, ...place };

@@ -18,15 +18,15 @@ const OWN_DEVICES = [BRIDGE_ID, 'vsock0', 'rng0'];
 
 const CAPABILITIES: Readonly<Record<MachineType, Capabilities>> = {
   q35: {
-    hotplug: ['block', 'layers', 'fs'],
-    coldplug: ['block', 'layers', 'fs'],
+    hotplug: ['block', 'layers', 'fs', 'net'],
+    coldplug: ['block', 'layers', 'fs', 'net'],
     vsock: ['hybrid', 'kernel'],
     coldplugSlots: COLD_SLOTS,
     hotplugSlots: HOT_SLOT_LAST,
   },
   microvm: {
     hotplug: [],
-    coldplug: ['block', 'layers', 'fs'],
+    coldplug: ['block', 'layers', 'fs', 'net'],
     vsock: ['hybrid', 'kernel'],
     coldplugSlots: MAX_MMIO_DISKS,
     hotplugSlots: 0,

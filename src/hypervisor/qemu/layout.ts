@@ -30,15 +30,17 @@ const hex = (slot: number): string => slot.toString(16).padStart(2, '0');
 export function coldAddress(spec: MachineSpec, index: number, parts: readonly DiskPart[]): DeviceAddress {
   const device = spec.devices[index] as Device;
   if (device.kind === 'fs') return { driver: 'virtio-fs', source: device.tag };
+  if (device.kind === 'net') return { driver: 'net', source: spec.machine === 'q35' ? hex(coldSlot(index)) : '' };
   if (spec.machine === 'q35') return { driver: 'blk', source: hex(coldSlot(index)), parts };
-  const disk = spec.devices.slice(0, index).filter((d) => d.kind !== 'fs').length;
+  const disk = spec.devices.slice(0, index).filter((d) => d.kind === 'block' || d.kind === 'layers').length;
   return { driver: 'mmioblk', source: `/dev/vd${String.fromCharCode(0x61 + disk)}`, parts };
 }
 
 /** Address of a device behind the bridge. */
 export function hotAddress(device: Device, slot: number, parts: readonly DiskPart[]): DeviceAddress {
   if (device.kind === 'fs') return { driver: 'virtio-fs', source: device.tag };
-  return { driver: 'blk', source: `${hex(SLOT_BRIDGE)}/${hex(slot)}`, parts };
+  const source = `${hex(SLOT_BRIDGE)}/${hex(slot)}`;
+  return device.kind === 'net' ? { driver: 'net', source } : { driver: 'blk', source, parts };
 }
 
 /** Where files of these sizes lie on a layers disk. */

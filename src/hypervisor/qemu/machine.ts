@@ -25,6 +25,8 @@ import {
   chardevId,
   hotDevice,
   MEMORY_FD,
+  netBackend,
+  netId,
   nodeName,
   qemuArgv,
   VSOCK_FD,
@@ -261,6 +263,9 @@ export class QemuMachine implements Machine {
         const backend = { type: 'socket', data: { addr, server: false } };
         await this.#monitor.execute('chardev-add', { id: chardevId(device), backend }, bounds);
         undo.push(() => this.#monitor.execute('chardev-remove', { id: chardevId(device) }));
+      } else if (device.kind === 'net') {
+        await this.#monitor.execute('netdev_add', netBackend(device), bounds);
+        undo.push(() => this.#monitor.execute('netdev_del', { id: netId(device) }));
       } else {
         await this.#monitor.execute('blockdev-add', blockNode(this.#spec, device), bounds);
         undo.push(() => this.#monitor.execute('blockdev-del', { 'node-name': nodeName(device) }));
@@ -289,7 +294,8 @@ export class QemuMachine implements Machine {
     if (device.kind === 'fs') {
       await this.#monitor.execute('chardev-remove', { id: chardevId(device) }, bounds);
       await this.#host.signal(virtiofsdName(id), SIGTERM, bounds);
-    } else await this.#monitor.execute('blockdev-del', { 'node-name': nodeName(device) }, bounds);
+    } else if (device.kind === 'net') await this.#monitor.execute('netdev_del', { id: netId(device) }, bounds);
+    else await this.#monitor.execute('blockdev-del', { 'node-name': nodeName(device) }, bounds);
   }
 
   #freeSlot(): number {
@@ -318,7 +324,7 @@ export class QemuMachine implements Machine {
 
 /** Where the files of a layers disk lie; other disks are one part. */
 function partsOf(device: Device): readonly DiskPart[] {
-  if (device.kind === 'fs') return [];
+  if (device.kind === 'fs' || device.kind === 'net') return [];
   return diskParts((device as LayersDevice).paths?.map(fileSizeBytes) ?? []);
 }
 

@@ -3,9 +3,10 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import { KataError } from '../../../src/base/index.ts';
 import { qemu } from '../../../src/hypervisor/index.ts';
-import { qemuArgv, virtiofsdArgv, vsockDeviceArgv } from '../../../src/hypervisor/qemu/argv.ts';
+import { hotDevice, qemuArgv, virtiofsdArgv, vsockDeviceArgv } from '../../../src/hypervisor/qemu/argv.ts';
+import { coldAddress, hotAddress } from '../../../src/hypervisor/qemu/layout.ts';
 import { validateSpec } from '../../../src/hypervisor/validate.ts';
-import type { FsDevice, MachineSpec } from '../../../src/model/index.ts';
+import type { FsDevice, MachineSpec, NetDevice } from '../../../src/model/index.ts';
 import { machineSpec } from './spec.ts';
 
 const fs: FsDevice = { kind: 'fs', id: 'share', tag: 'kataShared', sharedDir: '/run/shared', cache: 'auto' };
@@ -90,6 +91,45 @@ test('microvm under tcg tells the guest the counter’s frequency; memory that c
   assert.equal(big[big.indexOf('-m') + 1], '256M,slots=16,maxmem=1024M');
 });
 
+const net: NetDevice = {
+  kind: 'net',
+  id: 'eth0',
+  tap: 'tap0_kata',
+  mac: '02:42:ac:11:00:02',
+  mtu: 1450,
+  queues: 1,
+  vhost: false,
+};
+
+test('network cards at boot and behind the bridge, with one pair of queues and with several', () => {
+  assert.deepEqual(qemuArgv(machineSpec({ devices: [net] })).slice(-4), [
+    '-netdev',
+    '{"type":"tap","id":"n-eth0","ifname":"tap0_kata","script":"no","downscript":"no","queues":1,"vhost":false}',
+    '-device',
+    'virtio-net-pci,netdev=n-eth0,mac=02:42:ac:11:00:02,host_mtu=1450,romfile=,id=eth0,bus=pcie.0,addr=0x4',
+  ]);
+  assert.match(
+    qemuArgv(machineSpec({ devices: [{ ...net, queues: 4, vhost: true }] })).join(' '),
+    /"queues":4,"vhost":true.*host_mtu=1450,mq=on,vectors=10,/,
+  );
+  assert.deepEqual(hotDevice({ ...net, queues: 2 }, 3), {
+    driver: 'virtio-net-pci',
+    netdev: 'n-eth0',
+    mac: net.mac,
+    host_mtu: 1450,
+    romfile: '',
+    'disable-legacy': 'on',
+    mq: true,
+    vectors: 6,
+    id: 'eth0',
+    bus: 'bridge0',
+    addr: '0x3',
+  });
+  const spec = machineSpec({ devices: [fs, net], machine: 'q35' });
+  assert.deepEqual(coldAddress(spec, 1, []), { driver: 'net', source: '05' });
+  assert.deepEqual(hotAddress(net, 3, []), { driver: 'net', source: '01/03' });
+});
+
 test('helpers’ command lines', () => {
   assert.deepEqual(vsockDeviceArgv('/tools/v', '/run/v', '/run/v/v.sock'), [
     '/tools/v',
@@ -153,6 +193,9 @@ const FIELDS: readonly ((text: string) => Partial<MachineSpec>)[] = [
   (text) => ({ devices: [{ ...fs, tag: text }] }),
   (text) => ({ devices: [{ ...fs, sharedDir: text }] }),
   (text) => ({ devices: [{ ...fs, cache: text as 'auto' }] }),
+  (text) => ({ devices: [{ ...net, tap: text }] }),
+  (text) => ({ devices: [{ ...net, mac: text }] }),
+  (text) => ({ devices: [{ ...net, mac: `02:42:ac:11:00:02${text}` }] }),
 ];
 
 test('no string becomes a second option, word or line of a command line', () => {

@@ -79,7 +79,7 @@ function node(address: DeviceAddress): string {
   return `/dev/$(ls -d ${path}/virtio*/block/* | sed 's,.*/,,')`;
 }
 
-const parts = (address: DeviceAddress) => (address.driver === 'virtio-fs' ? [] : address.parts);
+const parts = (address: DeviceAddress) => ('parts' in address ? address.parts : []);
 
 /** Waits in the guest until a file exists; the guest has no udev. */
 const appears = (path: string): string =>

@@ -16,7 +16,7 @@ use std::time::Duration;
 pub async fn wait(keeper: &Keeper, process: &Spawned, socket: &Path, timeout: Duration) -> Result<(), Status> {
     let name = process.name.as_str();
     let failed = tokio::select! {
-        result = appears(socket) => match result {
+        result = appears(socket, process.pid) => match result {
             Ok(()) => return Ok(()),
             Err(error) => failure::from_io(&format!("watch for {}", socket.display()), &error),
         },
@@ -34,7 +34,7 @@ pub async fn wait(keeper: &Keeper, process: &Spawned, socket: &Path, timeout: Du
     Err(failed)
 }
 
-async fn appears(socket: &Path) -> io::Result<()> {
+async fn appears(socket: &Path, pid: i32) -> io::Result<()> {
     let (Some(directory), Some(_)) = (socket.parent(), socket.file_name()) else {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     };
@@ -53,16 +53,22 @@ async fn appears(socket: &Path) -> io::Result<()> {
         guard.clear_ready();
     }
     // bind(2) makes the file, listen(2) comes a moment later and tells nobody.
-    while !listens(socket)? {
+    while !listens(socket, pid)? {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     Ok(())
 }
 
 /// Whether a socket bound to `path` accepts connections, without connecting: a vhost-user back end takes one client only.
-fn listens(path: &Path) -> io::Result<bool> {
+/// The table is that of the process's network namespace; an ended process has none.
+fn listens(path: &Path, pid: i32) -> io::Result<bool> {
     const ACCEPTS: &str = "00010000";
-    let table = std::fs::read("/proc/net/unix")?;
+    let table = match std::fs::read(format!("/proc/{pid}/net/unix")) {
+        Err(error) if !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::EINVAL)) => {
+            return Err(error)
+        }
+        table => table.unwrap_or_default(),
+    };
     Ok(table.split(|byte| *byte == b'\n').any(|line| {
         let mut fields = line.split(|byte| *byte == b' ').filter(|field| !field.is_empty());
         let accepts = fields.nth(3) == Some(ACCEPTS.as_bytes());
@@ -80,6 +86,7 @@ mod tests {
     fn tells_when_a_socket_listens() {
         let dir = TempDir::new();
         let path = dir.path().join("a.sock");
+        let own = std::process::id() as i32;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let make = async {
@@ -88,11 +95,11 @@ mod tests {
                 tokio::task::yield_now().await;
                 UnixListener::bind(&path).unwrap()
             };
-            let (appeared, listener) = tokio::join!(appears(&path), make);
+            let (appeared, listener) = tokio::join!(appears(&path, own), make);
             appeared.unwrap();
-            assert!(listens(&path).unwrap());
+            assert!(listens(&path, own).unwrap());
             drop(listener);
-            assert!(!listens(&path).unwrap());
+            assert!(!listens(&path, own).unwrap());
         });
     }
 }

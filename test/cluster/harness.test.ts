@@ -1,12 +1,13 @@
 import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { BUSYBOX, Containerd, HTTPD, type Pod } from '../support/cluster/index.ts';
+import { BUSYBOX, Containerd, HTTPD, lostSpecs, type Pod, type SpecResult } from '../support/cluster/index.ts';
 import { REPO, until } from '../support/env.ts';
+import { collectResidue } from '../support/residue.ts';
 
 // The harness itself, with runc: what it offers to the tests of a shim works on both versions of containerd.
 
@@ -115,6 +116,38 @@ for (const version of ['1.6', '2'] as const)
       await assert.rejects(containerd.runPod('no-such', { name: 'refused' }), /no-such/);
     });
   });
+
+test('what is left in the namespaces is seen', async (t) => {
+  const scope = { root: '/nowhere', wholeNamespaces: true };
+  const before = new Set(collectResidue(scope).map(({ what }) => what));
+  const child = spawn('sleep', ['60'], { stdio: 'ignore' });
+  await once(child, 'spawn');
+  t.after(() => child.kill('SIGKILL'));
+  const hierarchy = existsSync('/sys/fs/cgroup/pids') ? '/sys/fs/cgroup/pids' : '/sys/fs/cgroup';
+  mkdirSync(join(hierarchy, 'planted/pod'), { recursive: true });
+  t.after(() => {
+    rmdirSync(join(hierarchy, 'planted/pod'));
+    rmdirSync(join(hierarchy, 'planted'));
+  });
+  const seen = collectResidue(scope).filter(({ what }) => !before.has(what));
+  assert.deepEqual(
+    seen.map(({ kind, what }) => `${kind}: ${what}`),
+    [`process: ${child.pid}: sleep 60`, `cgroup: ${hierarchy}/planted/pod`],
+  );
+});
+
+test('specs that one run passes and another one does not are named', () => {
+  const spec = (name: string, state: SpecResult['state']): SpecResult => ({ name, state, seconds: 0 });
+  const reference = [spec('a', 'passed'), spec('b', 'passed'), spec('c', 'passed'), spec('d', 'skipped')];
+  const other = [spec('a', 'passed'), spec('b', 'skipped'), spec('d', 'failed')];
+  assert.deepEqual(
+    lostSpecs(reference, other).map(({ name, state, message }) => [name, state, message]),
+    [
+      ['b', 'skipped', undefined],
+      ['c', 'failed', 'did not run'],
+    ],
+  );
+});
 
 test('what a killed namespace leaves, the next one removes', async () => {
   const home = process.env.KATA_CLUSTER_DIR as string;

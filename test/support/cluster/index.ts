@@ -6,3 +6,4 @@ export type { CritestOptions, SpecResult } from './critest.ts';
 export { BUSYBOX, HTTPD, NGINX } from './images.ts';
 export { kataShimDirectory, requirePiece, unpacked } from './pieces.ts';
 export { type ContainerOptions, HOST_NETWORK, type PodOptions } from './pods.ts';
+export { lostSpecs } from './results.ts';

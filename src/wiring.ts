@@ -5,13 +5,14 @@ import { join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { TtrpcAgent } from './agent/index.ts';
 import { KataError, NAME_PATTERN } from './base/index.ts';
-import { type Doors, type Engine, type EnginePaths, findAssets, serve } from './engine/index.ts';
+import { type Doors, type Engine, type EnginePaths, findTool, serve } from './engine/index.ts';
 import { qemu } from './hypervisor/index.ts';
 import { ImageStore } from './image/index.ts';
 import {
   bootId,
   CGROUP_PARENT,
   chooseAccelerator,
+  chooseVsock,
   createExt4Disk,
   createHostCgroup,
   hostTscKhz,
@@ -28,7 +29,7 @@ import { EventForwarder, ShimDoors } from './shim/index.ts';
 /**
  * katad's main, and the one file that knows the concrete drivers.
  * `node katad --root DIR --run DIR --assets DIR [--idle-minutes N] [--cgroup-parent NAME]`, started by `kata-keeper daemon`, which holds the lock.
- * Environment: KATA_FAILPOINT arms failpoints at the start, KATA_FAILPOINTS=1 serves them over the API (tests).
+ * Environment: KATA_VSOCK=hybrid|kernel chooses the side of the guests' vsock; KATA_FAILPOINT arms failpoints at the start, KATA_FAILPOINTS=1 serves them over the API (tests).
  */
 const VERSION = '0.1.0';
 
@@ -89,7 +90,7 @@ function services(paths: EnginePaths, cgroupParent: string): SandboxServices {
     sandboxesDir: join(paths.run, 's'),
     engine: {
       argv: (cgroups) => [
-        findAssets(paths.assets, { sharing: false }).keeper,
+        findTool(paths.assets, 'kata-keeper'),
         'daemon',
         ...['--lock', join(paths.run, 'katad.lock'), '--log', join(paths.run, 'katad.log')],
         ...cgroups.flatMap((directory) => ['--cgroup', directory]),
@@ -97,7 +98,9 @@ function services(paths: EnginePaths, cgroupParent: string): SandboxServices {
       ],
       env: Object.entries(process.env)
         .filter(([name]) =>
-          ['PATH', 'HOME', 'LANG', 'KATA_ROOT', 'KATA_RUN', 'KATA_ASSETS', 'KATA_FAILPOINTS'].includes(name),
+          ['PATH', 'HOME', 'LANG', 'KATA_ROOT', 'KATA_RUN', 'KATA_ASSETS', 'KATA_VSOCK', 'KATA_FAILPOINTS'].includes(
+            name,
+          ),
         )
         .map(([name, value]) => `${name}=${value}`),
       socket: join(paths.run, 'katad.sock'),
@@ -112,7 +115,7 @@ function doors(engine: Engine): Doors {
     sandbox: services,
     keysDir: join(paths.run, 'k'),
     events: new EventForwarder({ dir: join(paths.run, 'events'), log }),
-    findAssets: () => engine.findAssets({ sharing: true }),
+    findAssets: (vsockDevice) => engine.findAssets({ sharing: true, vsockDevice }),
     capacity: () => ({ cpus: os.availableParallelism(), memoryBytes: os.totalmem(), freeBytes: os.freemem() }),
     rootOf: (pid) => `/proc/${pid}/root`,
     cgroupVersion: existsSync('/sys/fs/cgroup/cgroup.controllers') ? 2 : 1,
@@ -138,6 +141,7 @@ const sandboxHost = (paths: EnginePaths, cgroupParent: string): SandboxHost => (
   identify: identifyProcess,
   bootId,
   tscKhz: hostTscKhz,
+  vsock: () => chooseVsock(process.env.KATA_VSOCK).mode,
   accelerator: async (keeperPath, options) => (await chooseAccelerator(paths.root, keeperPath, options)).accel,
 });
 

@@ -168,6 +168,8 @@ export const ContainerDetails = ContainerSummary.extend({
       memoryBytes: z.number(),
       machine: z.string(),
       accel: z.string(),
+      /** "hybrid" (a device process) or "kernel" (vhost-vsock). */
+      vsock: z.string(),
       vmmPid: z.number(),
       keeperPid: z.number(),
       helpers: z.array(z.strictObject({ name: z.string(), pid: z.number() })),

@@ -7,6 +7,8 @@ import type { Assets } from '../sandbox/index.ts';
 export interface AssetWish {
   /** The sandbox shares something of the host. */
   sharing: boolean;
+  /** The sandbox's vsock is a device process. */
+  vsockDevice: boolean;
 }
 
 /**
@@ -19,7 +21,7 @@ export function findAssets(dir: string, wish: AssetWish): Assets {
     mkfs: tool('mkfs.ext4'),
     binaries: {
       vmm: tool('qemu-system-x86_64'),
-      vsockDevice: tool('vhost-device-vsock'),
+      ...(wish.vsockDevice ? { vsockDevice: tool('vhost-device-vsock') } : {}),
       // Also where nothing is shared yet: a container that joins the machine later may need it.
       ...(wish.sharing || isInstalled(dir, 'virtiofsd') ? { virtiofsd: tool('virtiofsd') } : {}),
     },

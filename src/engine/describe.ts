@@ -94,6 +94,7 @@ async function sandboxDetails(sandbox: Sandbox): Promise<NonNullable<ContainerDe
     memoryBytes: record.memoryBytes,
     machine: record.machineType,
     accel: record.accel,
+    vsock: record.vsock,
     vmmPid: spawned.find((one) => one.name === 'vmm')?.pid ?? 0,
     keeperPid: record.keeper?.pid ?? 0,
     helpers: spawned.filter((one) => one.name !== 'vmm').map(({ name, pid }) => ({ name, pid })),

@@ -2,8 +2,10 @@ import { existsSync } from 'node:fs';
 import os from 'node:os';
 import type { ExitInfo } from '../api/index.ts';
 import { KataError, newSandboxUid } from '../base/index.ts';
+import type { VsockMode } from '../model/index.ts';
 import { parseSignal, SIGKILL } from '../oci/index.ts';
 import {
+  type Assets,
   type ContainerPlan,
   failpoint,
   heldBy,
@@ -113,7 +115,7 @@ class Attempt {
         this.#engine.sandboxes.set(sandbox.uid, sandbox);
         failpoint('start.sandbox-recorded');
         await launch(sandbox, {
-          assets: this.#engine.findAssets({ sharing: needsSharing(plan) }),
+          assets: this.#findAssets(plan, sandbox.record.vsock),
           plan,
           hostname: container.record.hostname,
           prepareDisk: () => this.#makeDisk(),
@@ -172,9 +174,11 @@ class Attempt {
   }
 
   async #newSandbox(plan: ContainerPlan): Promise<Sandbox> {
-    const { services, findAssets } = this.#engine;
+    const { services } = this.#engine;
     const { config } = this.#container.record;
-    const assets = findAssets({ sharing: needsSharing(plan) });
+    const offered = services.hypervisor.capabilities(config.machine).vsock;
+    const vsock = offered.includes('kernel') ? services.host.vsock() : 'hybrid';
+    const assets = this.#findAssets(plan, vsock);
     const size = machineSize(config, {
       cpus: os.availableParallelism(),
       memoryBytes: os.totalmem(),
@@ -195,6 +199,7 @@ class Attempt {
       ...size,
       machineType: config.machine,
       accel,
+      vsock,
       shared: needsSharing(plan) ? 'sandbox' : 'no',
       containers: [this.#container.id],
       acknowledged: 0,
@@ -202,11 +207,15 @@ class Attempt {
     });
   }
 
+  #findAssets(plan: ContainerPlan, vsock: VsockMode): Assets {
+    return this.#engine.findAssets({ sharing: needsSharing(plan), vsockDevice: vsock === 'hybrid' });
+  }
+
   /** The writable layer is made once and kept from start to start. */
   async #makeDisk(): Promise<void> {
     const { rootfs } = this.#container.record.config;
     if (rootfs.driver !== 'block' || existsSync(this.#container.diskPath)) return;
-    const { mkfs } = this.#engine.findAssets({ sharing: false });
+    const { mkfs } = this.#engine.findAssets({ sharing: false, vsockDevice: false });
     await this.#engine.services.host.makeDisk(this.#container.diskPath, rootfs.sizeBytes ?? 0, mkfs, {
       signal: this.#abort.signal,
       timeoutMs: MKFS_TIMEOUT_MS,

@@ -10,6 +10,8 @@ export type VsockSpec =
   /** The host kernel's vhost-vsock; the guest has this context id (3 to 2^32-2). */
   | { mode: 'kernel'; guestCid: number };
 
+export type VsockMode = VsockSpec['mode'];
+
 export interface MachineMemory {
   /** Name of the memory file that the spawner creates and the VMM inherits. */
   name: string;

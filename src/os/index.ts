@@ -8,3 +8,4 @@ export * from './kvm-probe.ts';
 export * from './process-identity.ts';
 export * from './run.ts';
 export * from './tsc.ts';
+export * from './vsock.ts';

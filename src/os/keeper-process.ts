@@ -23,7 +23,8 @@ export interface KeeperConfig {
   agent_port: number;
   stream_port: number;
   log_port: number;
-  ready_port: number;
+  /** The host's, for hybrid vsock; on the kernel's the keeper listens on the port that has the guest's context id as number. */
+  ready_port?: number;
 }
 
 export interface KeeperLaunch {

@@ -8,7 +8,6 @@ import { failpoint } from './failpoints.ts';
 import { KeeperMachineHost } from './machine-host.ts';
 import type { Phases } from './phases.ts';
 import type { ContainerPlan } from './plan.ts';
-import type { SandboxRecord } from './records.ts';
 import type { Sandbox } from './sandbox.ts';
 import type { Assets } from './services.ts';
 import { planShares, SHARED_MOUNT, sharedDevice, shareSource } from './sharing.ts';
@@ -19,7 +18,10 @@ const MACHINE_TIMEOUT_MS = 30_000;
 const BOOT_TIMEOUT_MS = { kvm: 60_000, tcg: 180_000 } as const;
 const AGENT_TIMEOUT_MS = 30_000;
 const SHM_BYTES = 64 * 2 ** 20;
-const PORTS = { agent_port: 1024, stream_port: 1027, log_port: 1025, ready_port: 1030 } as const;
+/** The guest's. */
+const PORTS = { agent_port: 1024, stream_port: 1027, log_port: 1025 } as const;
+/** The host's, where a sandbox has its ports for itself; all guests share the kernel's, and the context id makes the port there. */
+const HYBRID_READY_PORT = 1030;
 
 export interface BootOptions {
   assets: Assets;
@@ -74,7 +76,7 @@ async function startMachine(sandbox: Sandbox, options: BootOptions, disk: Promis
   const { machineHost } = sandbox.links;
   // Only microvm asks for it, and telling it takes time.
   const tscKhz = sandbox.record.machineType === 'microvm' ? await sandbox.services.host.tscKhz({ signal }) : undefined;
-  const spec = { ...machineSpec(sandbox.record, sandbox.runDir, options), ...(tscKhz && { tscKhz }) };
+  const spec = { ...machineSpec(sandbox, options), ...(tscKhz && { tscKhz }) };
   const machine = sandbox.services.hypervisor.create(spec, machineHost);
   sandbox.setMachine(machine);
   await disk;
@@ -120,12 +122,14 @@ async function launchKeeper(sandbox: Sandbox, signal: AbortSignal): Promise<void
     version: 1,
     uid,
     cgroups: cgroup.directories,
-    vsock: { mode: 'hybrid', socket: join(runDir, 'vsock', 'v.sock') },
     // The root of each hierarchy: `<root>/kata-ts/<uid>` is the sandbox's group.
     engine: services.engine.argv(cgroup.directories.map((directory) => dirname(dirname(directory)))),
     engine_env: services.engine.env,
     engine_socket: services.engine.socket,
     ...PORTS,
+    ...(record.vsock === 'kernel'
+      ? { vsock: { mode: 'kernel' } }
+      : { vsock: { mode: 'hybrid', socket: join(runDir, 'vsock', 'v.sock') }, ready_port: HYBRID_READY_PORT }),
   };
   writeFileSync(join(runDir, 'keeper.json'), JSON.stringify(config), { mode: 0o600 });
   const launched = await services.host.launchKeeper(
@@ -144,7 +148,9 @@ async function launchKeeper(sandbox: Sandbox, signal: AbortSignal): Promise<void
   });
 }
 
-function machineSpec(record: SandboxRecord, runDir: string, { assets, devices }: BootOptions): MachineSpec {
+function machineSpec(sandbox: Sandbox, { assets, devices }: BootOptions): MachineSpec {
+  const { record, runDir } = sandbox;
+  const { guestCid } = sandbox.links.keeper.identity;
   return {
     uid: record.uid,
     machine: record.machineType,
@@ -153,12 +159,14 @@ function machineSpec(record: SandboxRecord, runDir: string, { assets, devices }:
     maxVcpus: record.vcpus,
     memoryBytes: record.memoryBytes,
     maxMemoryBytes: record.memoryBytes,
-    // The vsock device reads the guest's memory.
+    // Helpers read the guest's memory, those plugged later too. Nor would a private one be cheaper: each page written would be there
+    // twice, in the file and beside it.
     memory: { name: 'guest', share: true },
     kernel: assets.guest.kernel,
     initrd: assets.guest.initrd,
-    cmdline: [],
-    vsock: { mode: 'hybrid', directory: join(runDir, 'vsock') },
+    ...(record.vsock === 'kernel'
+      ? { cmdline: [`agent.ready_vport=${guestCid}`], vsock: { mode: 'kernel', guestCid } }
+      : { cmdline: [], vsock: { mode: 'hybrid', directory: join(runDir, 'vsock') } }),
     devices: [...(record.shared === 'sandbox' ? [sharedDevice(runDir)] : []), ...devices],
     consoleSocket: join(runDir, 'console.sock'),
     runDir,

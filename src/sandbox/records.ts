@@ -122,6 +122,7 @@ export const SandboxRecord = z.object({
   memoryBytes: z.number(),
   machineType: z.enum(['q35', 'microvm']),
   accel: z.enum(['kvm', 'tcg']),
+  vsock: z.enum(['hybrid', 'kernel']).default('hybrid'),
   /** Who mounted the shared directory in the guest: nobody yet, the sandbox at its start, or the first container that needed it. */
   shared: z.enum(['no', 'sandbox', 'container']),
   /** Members, in the order in which they came; the first is the one that the sandbox was made for. */

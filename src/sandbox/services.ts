@@ -1,6 +1,6 @@
 import type { Agent } from '../agent/index.ts';
 import type { Hypervisor } from '../hypervisor/index.ts';
-import type { Accelerator, CallOptions, MachineBinaries, Resources } from '../model/index.ts';
+import type { Accelerator, CallOptions, MachineBinaries, Resources, VsockMode } from '../model/index.ts';
 import type { HostCgroup, JournalEntry, KeeperClient, KeeperLaunch, ProcessIdentity } from '../os/index.ts';
 
 /** What the sandbox calls of a keeper's client. */
@@ -44,6 +44,8 @@ export interface SandboxHost {
   identify(pid: number): Promise<ProcessIdentity | undefined>;
   bootId(): Promise<string>;
   accelerator(keeperPath: string, options?: CallOptions): Promise<Accelerator>;
+  /** Whether a guest's vsock goes through a device process or the kernel. Asked anew for each sandbox. */
+  vsock(): VsockMode;
   /** Frequency of the host's time stamp counter, undefined where it cannot be told. */
   tscKhz(options?: CallOptions): Promise<number | undefined>;
 }

@@ -1,3 +1,4 @@
+import type { VsockMode } from '../model/index.ts';
 import { defaultAssets, findHome } from './context.ts';
 import type { Progress } from './progress.ts';
 import { isReady, type Piece } from './ready.ts';
@@ -19,6 +20,13 @@ export async function ensure(pieces: readonly Piece[], options: EnsureOptions = 
   const home = findHome();
   const assets = options.assets ?? defaultAssets(home, process.env);
   if (isReady(home, assets, pieces)) return;
+  const { chooseVsock } = await import('../os/index.ts');
+  const needed = neededPieces(pieces, () => chooseVsock(process.env.KATA_VSOCK).mode);
+  if (isReady(home, assets, needed)) return;
   const { install } = await import('./install.ts');
-  await install(home, assets, pieces, options);
+  await install(home, assets, needed, options);
 }
+
+/** The device process of vsock is for hosts whose kernel does not do its work. */
+export const neededPieces = (pieces: readonly Piece[], vsock: () => VsockMode): readonly Piece[] =>
+  pieces.includes('vsock') && vsock() === 'kernel' ? pieces.filter((piece) => piece !== 'vsock') : pieces;

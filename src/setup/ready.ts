@@ -3,8 +3,8 @@ import { join, resolve } from 'node:path';
 import { sourceFiles, sourcesSignature } from './sources.ts';
 
 /**
- * base: all that a container needs but vsock, the device process between host and guest. virtiofsd: for containers that
- * share a directory with the host.
+ * base: all that every container needs. vsock: the device process between host and guest, where the kernel has none.
+ * virtiofsd: for containers that share a directory with the host.
  */
 export type Piece = 'base' | 'vsock' | 'virtiofsd';
 export const PIECES: readonly Piece[] = ['base', 'vsock', 'virtiofsd'];

@@ -1,4 +1,5 @@
 import { KataError } from '../base/index.ts';
+import type { VsockMode } from '../model/index.ts';
 import { boot, failpoint, machineSize, Phases, type Wanted } from '../sandbox/index.ts';
 import type { Door } from './door.ts';
 import type { BundleSpec } from './runtime-spec.ts';
@@ -29,7 +30,7 @@ export async function bootSandbox(door: Door, wish: MachineWish): Promise<void> 
   const { status } = sandbox.record.state;
   if (status === 'running') return;
   const { signal } = new AbortController();
-  const assets = services.findAssets();
+  const assets = services.findAssets(vsockOf(door) === 'hybrid');
   if (status === 'waiting') await prepare(door, wish);
   else if (status !== 'launching' || sandbox.links.machine === undefined)
     throw new KataError('ENGINE_UNAVAILABLE', 'the engine ended while it was starting the virtual machine', {
@@ -39,16 +40,28 @@ export async function bootSandbox(door: Door, wish: MachineWish): Promise<void> 
   await boot(sandbox, { assets, devices: [], hostname: wish.hostname, phases: new Phases(), signal });
 }
 
+/** As the configuration says that `start` gave to the keeper. */
+const vsockOf = ({ sandbox }: Door): VsockMode => (sandbox.links.keeper.identity.guestCid === 0 ? 'hybrid' : 'kernel');
+
 async function prepare(door: Door, { netns, wanted }: MachineWish): Promise<void> {
   const { sandbox, services } = door;
   const { host } = services.sandbox;
   const { keeper, machineHost } = sandbox.links;
-  const assets = services.findAssets();
+  const vsock = vsockOf(door);
+  const assets = services.findAssets(vsock === 'hybrid');
   const size = machineSize(wanted, services.capacity());
   const accel = await host.accelerator(assets.keeper);
   sandbox.transition(
     { event: 'launch' },
-    { ...size, accel, guestImage: assets.guest.digest, machineType: 'q35', shared: 'sandbox', netns: netns ?? '' },
+    {
+      ...size,
+      accel,
+      vsock,
+      guestImage: assets.guest.digest,
+      machineType: 'q35',
+      shared: 'sandbox',
+      netns: netns ?? '',
+    },
   );
   failpoint('shim.launch-recorded');
   const { isHost } = await keeper.useNetns(netns);

@@ -54,7 +54,7 @@ export class ShimDoors implements Doors {
       if (code !== 'KEEPER_UNAVAILABLE' && code !== 'STATE_CORRUPT') throw error;
       this.#services.sandbox.log(`sandbox ${uid}: nothing of it runs: ${(error as Error).message}`);
       const { host } = this.#services.sandbox;
-      await host.cleanup(this.#services.findAssets().keeper, this.#dir(uid));
+      await host.cleanup(this.#services.findAssets(false).keeper, this.#dir(uid));
       await host.removeCgroup((await host.createCgroup(uid, {})).directories);
       await rm(this.#dir(uid), { recursive: true, force: true });
       this.#sweepKeys();
@@ -106,12 +106,13 @@ export class ShimDoors implements Doors {
       createdAt: new Date().toISOString(),
       state: { status: 'waiting' },
       cgroups: [],
-      keeperPath: this.#services.findAssets().keeper,
+      keeperPath: this.#services.findAssets(false).keeper,
       guestImage: '',
       vcpus: 0,
       memoryBytes: 0,
       machineType: 'q35',
       accel: 'tcg',
+      vsock: 'hybrid',
       shared: 'no',
       containers: [],
       acknowledged: 0,

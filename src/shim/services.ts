@@ -12,7 +12,7 @@ export interface ShimServices {
   /** `<run>/k`. */
   keysDir: string;
   events: EventSink;
-  findAssets(): Assets;
+  findAssets(vsockDevice: boolean): Assets;
   capacity(): HostCapacity;
   /** Where containerd's files are seen: "/proc/PID/root" of the keeper, which lives in its caller's mounts. */
   rootOf(keeperPid: number): string;

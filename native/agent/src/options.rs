@@ -7,7 +7,7 @@ pub const AGENT_PORT: u32 = 1024;
 pub const LOG_PORT: u32 = 1025;
 pub const DEBUG_CONSOLE_PORT: u32 = 1026;
 pub const STREAM_PORT: u32 = 1027;
-/// On the host (CID 2).
+/// On the host (CID 2), where the command line names no other.
 pub const READY_PORT: u32 = 1030;
 
 /// Where the agent listens.
@@ -24,6 +24,8 @@ pub struct Options {
     pub log_level: Level,
     pub log_port: u32,
     pub stream_port: u32,
+    /// On the host.
+    pub ready_port: u32,
     pub debug_console_port: Option<u32>,
     pub hotplug_timeout: Duration,
     /// Base of everything the agent creates: `/run/kata-containers` in a guest.
@@ -37,6 +39,7 @@ impl Default for Options {
             log_level: Level::Info,
             log_port: LOG_PORT,
             stream_port: STREAM_PORT,
+            ready_port: READY_PORT,
             debug_console_port: None,
             hotplug_timeout: Duration::from_secs(3),
             run_dir: PathBuf::from("/run/kata-containers"),
@@ -66,6 +69,7 @@ impl Options {
             "log" => return Level::parse(value).map(|level| self.log_level = level).is_some(),
             "log_vport" => return port(value).map(|port| self.log_port = port).is_some(),
             "passfd_listener_port" => return port(value).map(|port| self.stream_port = port).is_some(),
+            "ready_vport" => return port(value).map(|port| self.ready_port = port).is_some(),
             "debug_console_vport" => return port(value).map(|port| self.debug_console_port = Some(port)).is_some(),
             "debug_console" if flag => {
                 self.debug_console_port.get_or_insert(DEBUG_CONSOLE_PORT);
@@ -93,19 +97,20 @@ mod tests {
 
     #[test]
     fn the_command_line_sets_what_it_names() {
-        let text = "quiet agent.log=debug agent.log_vport=99 agent.debug_console agent.hotplug_timeout=7 root=/dev/x\n";
+        let text = "quiet agent.log=debug agent.log_vport=99 agent.debug_console agent.hotplug_timeout=7 agent.ready_vport=2147483647 root=/dev/x\n";
         let (options, warnings) = Options::from_kernel_command_line(text);
         assert!(warnings.is_empty());
         assert_eq!((options.log_level, options.log_port), (Level::Debug, 99));
+        assert_eq!(options.ready_port, 0x7fff_ffff);
         assert_eq!(options.debug_console_port, Some(DEBUG_CONSOLE_PORT));
         assert_eq!(options.hotplug_timeout, Duration::from_secs(7));
     }
 
     #[test]
     fn what_is_not_understood_is_said_and_changes_nothing() {
-        let text = "agent.log=loud agent.hotplug_timeout=-1 agent.passfd_listener_port=0 agent.nope agent.";
+        let text = "agent.ready_vport=4294967295 agent.log=loud agent.hotplug_timeout=-1 agent.passfd_listener_port=0 agent.nope agent.";
         let (options, warnings) = Options::from_kernel_command_line(text);
-        assert_eq!(warnings.len(), 5);
+        assert_eq!(warnings.len(), 6);
         assert_eq!(options, Options::default());
     }
 }

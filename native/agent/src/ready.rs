@@ -1,6 +1,6 @@
 //! Tells the host that the agent serves, or why it does not.
 use crate::log;
-use crate::options::{Options, READY_PORT};
+use crate::options::Options;
 use crate::socket::connect_host;
 use kata_protocol::agent_ext::ReadyMessage;
 use prost::Message;
@@ -33,9 +33,10 @@ pub fn message(pid1_boottime_us: u64, failure: &str) -> ReadyMessage {
 pub async fn push(options: &Options, message: &ReadyMessage) {
     let mut frame = (message.encoded_len() as u32).to_be_bytes().to_vec();
     message.encode_raw(&mut frame);
-    let mut stream = match connect_host(&options.address, READY_PORT, CONNECT_TIMEOUT).await {
+    let port = options.ready_port;
+    let mut stream = match connect_host(&options.address, port, CONNECT_TIMEOUT).await {
         Ok(stream) => stream,
-        Err(error) => return log::info!("ready", "the host does not listen on port {READY_PORT}: {error}"),
+        Err(error) => return log::info!("ready", "the host does not listen on port {port}: {error}"),
     };
     let exchange = async {
         stream.write_all(&frame).await?;

@@ -17,7 +17,7 @@ pub const READY_PORT: u32 = 1030;
 #[derive(Debug, Clone, PartialEq)]
 pub enum VsockMode {
     /// A unix socket of the VMM or of a vhost-user device; `<socket>_<port>` for connections from the guest.
-    Hybrid(PathBuf),
+    Hybrid { socket: PathBuf, ready_port: u32 },
     /// The kernel's vhost-vsock device.
     Kernel,
 }
@@ -36,7 +36,6 @@ pub struct Config {
     pub agent_port: u32,
     pub stream_port: u32,
     pub log_port: u32,
-    pub ready_port: u32,
 }
 
 pub fn load(path: &Path) -> Result<Config, String> {
@@ -64,7 +63,7 @@ fn parse(text: &str) -> Result<Config, String> {
     let config = Config {
         uid: reader.string("uid"),
         cgroups: reader.paths("cgroups"),
-        vsock: reader.vsock(),
+        vsock: reader.vsock_and_ready_port(),
         engine: reader.strings("engine"),
         engine_env: reader.environment("engine_env"),
         engine_socket: reader.path("engine_socket"),
@@ -72,7 +71,6 @@ fn parse(text: &str) -> Result<Config, String> {
         agent_port: reader.port("agent_port"),
         stream_port: reader.port("stream_port"),
         log_port: reader.port("log_port"),
-        ready_port: reader.port("ready_port"),
     };
     if config.task_socket.as_ref().is_some_and(|path| path.as_os_str().len() > MAX_SOCKET_BYTES) {
         reader.problem(&format!(
@@ -186,14 +184,14 @@ impl Reader {
         }
     }
 
-    fn vsock(&mut self) -> VsockMode {
+    fn vsock_and_ready_port(&mut self) -> VsockMode {
         let Some(Value::Object(members)) = self.take("vsock") else {
             self.problem("vsock must be an object");
             return VsockMode::Kernel;
         };
         let mut inner = Reader { members, problems: Vec::new() };
         let mode = match inner.string("mode").as_str() {
-            "hybrid" => VsockMode::Hybrid(inner.path("socket")),
+            "hybrid" => VsockMode::Hybrid { socket: inner.path("socket"), ready_port: self.port("ready_port") },
             "kernel" => VsockMode::Kernel,
             _ => {
                 inner.problem("mode must be \"hybrid\" or \"kernel\"");
@@ -217,13 +215,16 @@ mod tests {
     #[test]
     fn reads_the_documented_form() {
         let config = parse(GOOD).unwrap();
-        assert_eq!(config.vsock, VsockMode::Hybrid(PathBuf::from("/run/k/v.sock")));
+        assert_eq!(config.vsock, VsockMode::Hybrid { socket: PathBuf::from("/run/k/v.sock"), ready_port: 1030 });
         assert_eq!(config.engine_env, vec![("A".to_owned(), "b=c".to_owned())]);
-        assert_eq!((config.agent_port, config.ready_port, config.task_socket), (1024, 1030, None));
+        assert_eq!((config.agent_port, config.task_socket), (1024, None));
         let door = GOOD.replace("\"engine\"", "\"task_socket\":\"/run/t.sock\",\"engine\"");
         assert_eq!(parse(&door).unwrap().task_socket, Some(PathBuf::from("/run/t.sock")));
         let long = door.replace("/run/t", &format!("/{}", "x".repeat(107)));
         assert!(parse(&long).unwrap_err().contains("107 bytes"));
+        let kernel = GOOD.replace(r#"{"mode":"hybrid","socket":"/run/k/v.sock"}"#, r#"{"mode":"kernel"}"#);
+        assert!(parse(&kernel).unwrap_err().contains("\"ready_port\" is not known"));
+        assert_eq!(parse(&kernel.replace(r#","ready_port":1030"#, "")).unwrap().vsock, VsockMode::Kernel);
     }
 
     #[test]

@@ -134,8 +134,7 @@ fn listen(path: &Path) -> Step<UnixListener> {
 
 /// Opens every socket, then starts the tasks.
 fn start(config: Config, dir: PathBuf, host_mounts: OwnedFd) -> Step<watch::Receiver<bool>> {
-    let vsock = step("vsock", GuestVsock::open(&config.vsock))?;
-    let ready_listener = step(&format!("vsock port {}", config.ready_port), vsock.listen(config.ready_port))?;
+    let (vsock, ready_listener) = step("vsock", GuestVsock::open(&config.vsock))?;
     let journal = step("journal.jsonl", Journal::create(dir.join("journal.jsonl")))?;
     let console_listener = listen(&dir.join("console.sock"))?;
     let data_listener = listen(&dir.join("d.sock"))?;

@@ -1,8 +1,9 @@
 //! The guest's vsock, whichever host side it has (Firecracker's "hybrid" unix sockets, or the kernel's vhost-vsock(7)),
-//! behind `connect(port)` and `listen(port)`.
+//! behind `connect(port)` and the listener for the agent's ready message.
 use crate::config::VsockMode;
 use crate::sys;
 use std::fs::{self, DirBuilder};
+use std::future::Future;
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -15,7 +16,10 @@ use tokio::sync::Mutex;
 
 /// `_IOW(VHOST_VIRTIO, 0x60, __u64)` of linux/vhost.h.
 const VHOST_VSOCK_SET_GUEST_CID: u64 = 0x4008_af60;
+const VHOST_VSOCK_DEVICE: &str = "/dev/vhost-vsock";
 const CID_ATTEMPTS: usize = 64;
+/// Also the number of a port: those below are other services'.
+const MIN_CID: u32 = 1 << 16;
 
 pub enum GuestVsock {
     Hybrid {
@@ -36,24 +40,34 @@ pub enum GuestListener {
 }
 
 impl GuestVsock {
-    /// Prepares the host side: a 0700 directory for hybrid sockets, or a CID on /dev/vhost-vsock.
-    pub fn open(mode: &VsockMode) -> io::Result<Self> {
+    /// Prepares the host side: a 0700 directory for hybrid sockets, or a CID on /dev/vhost-vsock. The listener is for the guest's
+    /// ready message; on the kernel side its port has the CID's number, which no other guest of the host has.
+    pub fn open(mode: &VsockMode) -> io::Result<(Self, GuestListener)> {
         match mode {
-            VsockMode::Hybrid(socket) => {
+            VsockMode::Hybrid { socket, ready_port } => {
                 if let Some(dir) = socket.parent() {
                     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
                 }
-                Ok(GuestVsock::Hybrid { socket: socket.clone(), given: Mutex::new(0) })
+                let mut path = socket.as_os_str().to_owned();
+                path.push(format!("_{ready_port}"));
+                let _ = fs::remove_file(&path);
+                let listener = UnixListener::bind(PathBuf::from(path))?;
+                Ok((
+                    GuestVsock::Hybrid { socket: socket.clone(), given: Mutex::new(0) },
+                    GuestListener::Hybrid(listener),
+                ))
             }
             VsockMode::Kernel => {
-                let device = OwnedFd::from(fs::OpenOptions::new().read(true).write(true).open("/dev/vhost-vsock")?);
-                let cid = choose_cid(random_cid, |cid| {
-                    let cid = u64::from(cid);
-                    let result =
-                        unsafe { libc::ioctl(device.as_raw_fd(), VHOST_VSOCK_SET_GUEST_CID as _, &raw const cid) };
-                    sys::check(result as libc::c_long).map(drop)
+                let opened = fs::OpenOptions::new().read(true).write(true).open(VHOST_VSOCK_DEVICE);
+                let device = OwnedFd::from(
+                    opened.map_err(|error| io::Error::new(error.kind(), format!("{VHOST_VSOCK_DEVICE}: {error}")))?,
+                );
+                let (cid, socket) = choose_cid(random_cid, |cid| {
+                    // Before the guest runs the device's CID may change: a port that a stranger has costs another try, too.
+                    set_guest_cid(&device, cid)?;
+                    listen_kernel(cid)
                 })?;
-                Ok(GuestVsock::Kernel { cid, device })
+                Ok((GuestVsock::Kernel { cid, device }, GuestListener::Kernel { socket: sys::watch(socket)?, cid }))
             }
         }
     }
@@ -71,27 +85,6 @@ impl GuestVsock {
         match self {
             GuestVsock::Hybrid { .. } => 0,
             GuestVsock::Kernel { cid, .. } => *cid,
-        }
-    }
-
-    /// Takes connections that the guest opens to the host's `port`.
-    pub fn listen(&self, port: u32) -> io::Result<GuestListener> {
-        match self {
-            GuestVsock::Hybrid { socket, .. } => {
-                let mut path = socket.as_os_str().to_owned();
-                path.push(format!("_{port}"));
-                let _ = fs::remove_file(&path);
-                UnixListener::bind(PathBuf::from(path)).map(GuestListener::Hybrid)
-            }
-            GuestVsock::Kernel { cid, .. } => {
-                let socket = vsock_socket()?;
-                let address = vsock_address(libc::VMADDR_CID_ANY, port);
-                let pointer = (&raw const address).cast();
-                let length = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
-                sys::check(unsafe { libc::bind(socket.as_raw_fd(), pointer, length) } as libc::c_long)?;
-                sys::check(unsafe { libc::listen(socket.as_raw_fd(), 16) } as libc::c_long)?;
-                Ok(GuestListener::Kernel { socket: sys::watch(socket)?, cid: *cid })
-            }
         }
     }
 
@@ -119,13 +112,23 @@ impl GuestListener {
     pub async fn accept(&self) -> io::Result<UnixStream> {
         match self {
             GuestListener::Hybrid(listener) => listener.accept().await.map(|(stream, _)| stream),
-            GuestListener::Kernel { socket, cid } => loop {
-                let (fd, peer_cid) = socket.async_io(tokio::io::Interest::READABLE, accept_kernel).await?;
-                // All guests of the host reach this listener: only the own one is heard.
-                if is_own_guest(peer_cid, *cid) {
-                    return UnixStream::from_std(fd.into());
-                }
-            },
+            GuestListener::Kernel { socket, cid } => {
+                let accept = || socket.async_io(tokio::io::Interest::READABLE, accept_kernel);
+                UnixStream::from_std(accept_own(*cid, accept).await?.into())
+            }
+        }
+    }
+}
+
+/// All guests of the host reach a listener of the kernel's: the connection of any other than `own_cid` is closed unheard.
+async fn accept_own<F: Future<Output = io::Result<(OwnedFd, u32)>>>(
+    own_cid: u32,
+    mut accept: impl FnMut() -> F,
+) -> io::Result<OwnedFd> {
+    loop {
+        let (fd, peer_cid) = accept().await?;
+        if peer_cid == own_cid {
+            return Ok(fd);
         }
     }
 }
@@ -152,27 +155,23 @@ fn random_cid() -> io::Result<u32> {
     sys::random_bytes().map(u32::from_ne_bytes)
 }
 
-/// Tries random CIDs until `set` takes one. 0 to 2 and the all-ones value are reserved (vsock(7)).
-fn choose_cid(
+/// Tries random CIDs until `take` takes one; EADDRINUSE asks for another. The all-ones value is reserved (vsock(7)).
+fn choose_cid<T>(
     mut random: impl FnMut() -> io::Result<u32>,
-    mut set: impl FnMut(u32) -> io::Result<()>,
-) -> io::Result<u32> {
+    mut take: impl FnMut(u32) -> io::Result<T>,
+) -> io::Result<(u32, T)> {
     for _ in 0..CID_ATTEMPTS {
         let cid = random()? & 0x7fff_ffff;
-        if cid < 3 {
+        if cid < MIN_CID {
             continue;
         }
-        match set(cid) {
-            Ok(()) => return Ok(cid),
+        match take(cid) {
+            Ok(taken) => return Ok((cid, taken)),
             Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => {}
             Err(error) => return Err(error),
         }
     }
     Err(io::Error::from_raw_os_error(libc::EADDRINUSE))
-}
-
-fn is_own_guest(peer_cid: u32, own_cid: u32) -> bool {
-    peer_cid == own_cid
 }
 
 fn vsock_address(cid: u32, port: u32) -> libc::sockaddr_vm {
@@ -188,6 +187,21 @@ fn vsock_socket() -> io::Result<OwnedFd> {
     let fd = sys::check(unsafe { libc::socket(libc::AF_VSOCK, kind, 0) } as libc::c_long)?;
     // SAFETY: the kernel just returned this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn set_guest_cid(device: &OwnedFd, cid: u32) -> io::Result<()> {
+    let cid = u64::from(cid);
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), VHOST_VSOCK_SET_GUEST_CID as _, &raw const cid) };
+    sys::check(result as libc::c_long).map(drop)
+}
+
+fn listen_kernel(port: u32) -> io::Result<OwnedFd> {
+    let socket = vsock_socket()?;
+    let address = vsock_address(libc::VMADDR_CID_ANY, port);
+    let length = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+    sys::check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) } as libc::c_long)?;
+    sys::check(unsafe { libc::listen(socket.as_raw_fd(), 16) } as libc::c_long)?;
+    Ok(socket)
 }
 
 fn accept_kernel(socket: &OwnedFd) -> io::Result<(OwnedFd, u32)> {
@@ -224,40 +238,62 @@ async fn connect_kernel(cid: u32, port: u32) -> io::Result<(UnixStream, u32)> {
 mod tests {
     use super::*;
     use crate::testing::TempDir;
+    use std::collections::VecDeque;
+    use std::future::ready;
+    use std::io::{Read, Write};
 
     fn run<T>(future: impl std::future::Future<Output = T>) -> T {
         tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap().block_on(future)
     }
 
+    fn hybrid(socket: &std::path::Path) -> VsockMode {
+        VsockMode::Hybrid { socket: socket.to_owned(), ready_port: 1030 }
+    }
+
     #[test]
     fn chooses_another_cid_when_one_is_taken() {
-        let mut candidates = [1u32, 2, 7, 0x8000_0008, 9].into_iter();
+        let mut candidates = [1u32, 1030, 70_000, 0x8000_0000 + 70_001, 70_002].into_iter();
         let mut tried = Vec::new();
         let cid = choose_cid(
             || Ok(candidates.next().unwrap()),
             |cid| {
                 tried.push(cid);
-                if cid == 7 {
+                if cid == 70_000 {
                     Err(io::Error::from_raw_os_error(libc::EADDRINUSE))
                 } else {
-                    Ok(())
+                    Ok("taken")
                 }
             },
         );
-        assert_eq!((cid.unwrap(), tried), (8, vec![7, 8]));
+        assert_eq!((cid.unwrap(), tried), ((70_001, "taken"), vec![70_000, 70_001]));
         let mut attempts = 0;
-        let full = choose_cid(random_cid, |_| {
+        let full = choose_cid::<()>(random_cid, |_| {
             attempts += 1;
             Err(io::Error::from_raw_os_error(libc::EADDRINUSE))
         });
         assert!(full.is_err() && attempts <= CID_ATTEMPTS);
-        let denied = choose_cid(random_cid, |_| Err(io::Error::from_raw_os_error(libc::EACCES)));
+        let denied = choose_cid::<()>(random_cid, |_| Err(io::Error::from_raw_os_error(libc::EACCES)));
         assert_eq!(denied.unwrap_err().raw_os_error(), Some(libc::EACCES));
     }
 
     #[test]
     fn hears_the_own_guest_only() {
-        assert!(is_own_guest(42, 42) && !is_own_guest(43, 42) && !is_own_guest(libc::VMADDR_CID_LOCAL, 42));
+        let mut guests = Vec::new();
+        let mut waiting = VecDeque::new();
+        for cid in [70_001, libc::VMADDR_CID_LOCAL, libc::VMADDR_CID_HOST, 70_000, 70_002] {
+            let (guest, accepted) = std::os::unix::net::UnixStream::pair().unwrap();
+            guests.push(guest);
+            waiting.push_back((OwnedFd::from(accepted), cid));
+        }
+        let mut heard = fs::File::from(run(accept_own(70_000, || ready(Ok(waiting.pop_front().unwrap())))).unwrap());
+        guests[3].write_all(b"own").unwrap();
+        guests[3].shutdown(std::net::Shutdown::Write).unwrap();
+        let mut text = String::new();
+        heard.read_to_string(&mut text).unwrap();
+        assert_eq!((text.as_str(), waiting.len()), ("own", 1));
+        for stranger in &mut guests[..3] {
+            assert_eq!(stranger.read(&mut [0]).unwrap(), 0);
+        }
     }
 
     #[test]
@@ -266,7 +302,7 @@ mod tests {
         let socket = dir.path().join("v.sock");
         run(async {
             let listener = UnixListener::bind(&socket).unwrap();
-            let vsock = GuestVsock::open(&VsockMode::Hybrid(socket.clone())).unwrap();
+            let (vsock, _) = GuestVsock::open(&hybrid(&socket)).unwrap();
             let device = async {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut line = [0; 13];
@@ -291,7 +327,7 @@ mod tests {
         let socket = dir.path().join("v.sock");
         run(async {
             let listener = UnixListener::bind(&socket).unwrap();
-            let vsock = GuestVsock::open(&VsockMode::Hybrid(socket.clone())).unwrap();
+            let (vsock, _) = GuestVsock::open(&hybrid(&socket)).unwrap();
             let device = async {
                 for refused in [false, true, false] {
                     let (mut stream, _) = listener.accept().await.unwrap();
@@ -318,11 +354,37 @@ mod tests {
         let dir = TempDir::new();
         let socket = dir.path().join("v/v.sock");
         run(async {
-            let vsock = GuestVsock::open(&VsockMode::Hybrid(socket.clone())).unwrap();
-            let listener = vsock.listen(1030).unwrap();
+            let (_, listener) = GuestVsock::open(&hybrid(&socket)).unwrap();
             let guest = UnixStream::connect(dir.path().join("v/v.sock_1030"));
             let (accepted, connected) = tokio::join!(listener.accept(), guest);
             assert!(accepted.is_ok() && connected.is_ok());
         });
+    }
+
+    /// Where the kernel has AF_VSOCK, with or without guests.
+    #[test]
+    fn a_port_of_the_kernel_belongs_to_one_listener() {
+        let cid = random_cid().unwrap() & 0x7fff_ffff | MIN_CID;
+        let first = match listen_kernel(cid) {
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => return,
+            first => first.unwrap(),
+        };
+        assert_eq!(listen_kernel(cid).unwrap_err().raw_os_error(), Some(libc::EADDRINUSE));
+        let mut candidates = [cid, cid ^ 1].into_iter();
+        let (chosen, _listener) = choose_cid(|| Ok(candidates.next().unwrap()), listen_kernel).unwrap();
+        assert_eq!(chosen, cid ^ 1);
+        drop(first);
+        listen_kernel(cid).unwrap();
+    }
+
+    #[test]
+    fn a_missing_device_is_named() {
+        if !std::path::Path::new(VHOST_VSOCK_DEVICE).exists() {
+            let error = GuestVsock::open(&VsockMode::Kernel).err().unwrap();
+            assert!(
+                error.kind() == io::ErrorKind::NotFound && error.to_string().contains(VHOST_VSOCK_DEVICE),
+                "{error}"
+            );
+        }
     }
 }

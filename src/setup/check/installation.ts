@@ -1,4 +1,4 @@
-import { run } from '../../os/index.ts';
+import { chooseVsock, run } from '../../os/index.ts';
 import { findImage, verifyImage } from '../guest/store.ts';
 import { isInstalled, readTools, sha256OfFile, type Tool } from '../tools.ts';
 import { type Check, type CheckPlaces, failed, ok, warning } from './types.ts';
@@ -65,10 +65,12 @@ const vsock: Check = {
   name: 'vsock',
   timeoutMs: 10_000,
   async probe(places, signal) {
+    const { mode, reason } = chooseVsock(process.env.KATA_VSOCK);
+    if (mode === 'kernel') return ok(`the kernel's vhost-vsock: ${reason}`);
     const tool = await intactTool(places, 'vhost-device-vsock');
-    if (typeof tool === 'string') return failed('setup', `no vhost-device-vsock: ${tool}`, SETUP);
+    if (typeof tool === 'string') return failed('setup', `no vhost-device-vsock (${tool}), and ${reason}`, SETUP);
     await run([tool.path, '--version'], 'vsock', { signal });
-    return ok(`vhost-device-vsock ${tool.version}`);
+    return ok(`vhost-device-vsock ${tool.version}: ${reason}`);
   },
 };
 

@@ -9,6 +9,7 @@ import { KataError } from '../../../src/base/index.ts';
 import { Engine } from '../../../src/engine/engine.ts';
 import type { Hypervisor, Machine, MachineHost } from '../../../src/hypervisor/index.ts';
 import type { ImageStore } from '../../../src/image/index.ts';
+import type { VsockMode } from '../../../src/model/index.ts';
 import type { DoorAnswer, DoorCall, JournalEntry, KeeperState } from '../../../src/os/index.ts';
 import type { Keeper, SandboxHost } from '../../../src/sandbox/index.ts';
 
@@ -19,6 +20,7 @@ export class FakeKeeper {
   readonly runDir: string;
   readonly uid: string;
   readonly pid: number;
+  readonly guestCid: number;
   readonly entries: JournalEntry[] = [];
   readonly processes = new Map<string, { containerId: string; execId: string; started: boolean; exited: boolean }>();
   readonly spawned = new Set<string>();
@@ -38,10 +40,11 @@ export class FakeKeeper {
   sandboxCreated = false;
   readonly #waiting = new Set<() => void>();
 
-  constructor(runDir: string, uid: string, pid: number) {
+  constructor(runDir: string, uid: string, pid: number, guestCid: number) {
     this.runDir = runDir;
     this.uid = uid;
     this.pid = pid;
+    this.guestCid = guestCid;
   }
 
   append(entry: Partial<JournalEntry>): void {
@@ -134,7 +137,7 @@ export class FakeKeeper {
         sandboxUid: this.uid,
         pid: this.pid,
         startTimeTicks: 1,
-        guestCid: 0,
+        guestCid: this.guestCid,
       },
       closed: new Promise(() => {}),
       close: () => {
@@ -327,6 +330,8 @@ export class World {
   /** Names of steps after whose effect the engine never goes on: it was killed there. */
   readonly hanging = new Set<string>();
   boot = 'boot-1';
+  /** What the host has. */
+  vsock: VsockMode = 'hybrid';
   #nextPid = 100;
   #connections: { is: boolean }[] = [];
   #generation = 0;
@@ -381,10 +386,10 @@ export class World {
           layers: [{ diffId: 'sha256:2', path: '/layer.erofs', sizeBytes: 4096 }],
         }),
       } as unknown as ImageStore,
-      findAssets: () => ({
+      findAssets: ({ vsockDevice }) => ({
         keeper: '/keeper',
         mkfs: '/mkfs',
-        binaries: { vmm: '/qemu' },
+        binaries: { vmm: '/qemu', ...(vsockDevice ? { vsockDevice: '/vsock' } : {}) },
         guest: { digest: 'abc', kernel: '/k', initrd: '/i' },
       }),
     });
@@ -405,7 +410,8 @@ export class World {
     return {
       launchKeeper: async ({ dir, uid }) => {
         this.#step('launchKeeper');
-        const keeper = new FakeKeeper(dir, uid, this.#nextPid++);
+        const keeper = new FakeKeeper(dir, uid, this.#nextPid, this.vsock === 'kernel' ? 70_000 + this.#nextPid : 0);
+        this.#nextPid += 1;
         this.keepers.set(dir, keeper);
         await this.#after('launchKeeper');
         return { pid: keeper.pid };
@@ -439,6 +445,7 @@ export class World {
         return keeper && { pid, startTimeTicks: 1, bootId: this.boot };
       },
       bootId: async () => this.boot,
+      vsock: () => this.vsock,
       accelerator: async () => 'tcg',
       tscKhz: async () => 2_600_000,
     };
@@ -495,7 +502,7 @@ export class World {
       capabilities: () => ({
         hotplug: ['block', 'layers', 'fs'],
         coldplug: ['block', 'layers', 'fs'],
-        vsock: ['hybrid'],
+        vsock: ['hybrid', 'kernel'],
         hotplugSlots: 8,
         coldplugSlots: 8,
       }),

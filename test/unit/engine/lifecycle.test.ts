@@ -1,10 +1,12 @@
 import assert from 'node:assert/strict';
-import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
 import type { Container } from '../../../src/engine/container.ts';
 import type { Engine } from '../../../src/engine/engine.ts';
 import { kill, pause, remove, restart, start, stop, unpause } from '../../../src/engine/lifecycle.ts';
+import { recover } from '../../../src/engine/recover.ts';
+import type { PersistedMachine } from '../../../src/hypervisor/index.ts';
 import { config, type FakeKeeper, World } from './fakes.ts';
 
 let world: World;
@@ -45,6 +47,52 @@ test('a run ends with its exit code and leaves nothing but the container', async
   assert.equal(existsSync(container.diskPath), true);
   const keeper = [...world.keepers.values()][0] as FakeKeeper;
   assert.equal(keeper.entries.length, 1);
+});
+
+test("a sandbox's vsock is what the host has when it starts, and stays what it is under the next engine", async () => {
+  const hybrid = await engine.create(config(), undefined);
+  await begin(hybrid);
+  world.vsock = 'kernel';
+  const kernel = await engine.create(config(), undefined);
+  await begin(kernel);
+  world.vsock = 'hybrid';
+  const next = world.engine();
+  await recover(next);
+  const found = [...next.sandboxes.values()].map(({ record, runDir }) => {
+    const { spec } = record.machine as PersistedMachine;
+    const { vsock, ready_port } = JSON.parse(readFileSync(join(runDir, 'keeper.json'), 'utf8'));
+    return {
+      vsock: record.vsock,
+      keeper: vsock,
+      ready_port,
+      machine: spec.vsock,
+      binaries: spec.binaries,
+      line: spec.cmdline,
+    };
+  });
+  const [own, shared] = [...world.keepers.values()];
+  const sockets = join(own?.runDir as string, 'vsock');
+  const cid = shared?.guestCid as number;
+  assert.notEqual(cid, 0);
+  const byMode = Object.fromEntries(found.map((one) => [one.vsock, one]));
+  assert.deepEqual(byMode, {
+    hybrid: {
+      vsock: 'hybrid',
+      keeper: { mode: 'hybrid', socket: join(sockets, 'v.sock') },
+      ready_port: 1030,
+      machine: { mode: 'hybrid', directory: sockets },
+      binaries: { vmm: '/qemu', vsockDevice: '/vsock' },
+      line: [],
+    },
+    kernel: {
+      vsock: 'kernel',
+      keeper: { mode: 'kernel' },
+      ready_port: undefined,
+      machine: { mode: 'kernel', guestCid: cid },
+      binaries: { vmm: '/qemu' },
+      line: [`agent.ready_vport=${cid}`],
+    },
+  });
 });
 
 test('a second start keeps the disk and gets a new sandbox', async () => {

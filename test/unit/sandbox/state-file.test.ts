@@ -106,6 +106,7 @@ test('a sandbox is read as it was, and an older engine drops what it does not kn
     memoryBytes: 2,
     machineType: 'q35',
     accel: 'tcg',
+    vsock: 'kernel',
     shared: 'no',
     containers: ['c'],
     acknowledged: 3,
@@ -114,6 +115,9 @@ test('a sandbox is read as it was, and an older engine drops what it does not kn
   const file = new StateFile<SandboxRecord>(join(dir, 'sandbox.json'), SandboxRecord);
   file.write({ ...record, later: 'x' } as SandboxRecord);
   assert.deepEqual(file.read(), record);
+  const { vsock: _, ...older } = record;
+  file.write(older as SandboxRecord);
+  assert.equal(file.read()?.vsock, 'hybrid');
 });
 
 test('what is not what was written is corrupt, and an absent file is absent', () => {

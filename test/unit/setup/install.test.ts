@@ -13,6 +13,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
 import { KataError } from '../../../src/base/index.ts';
+import { neededPieces } from '../../../src/setup/ensure.ts';
 import { findImage, pruneGuests, verifyImage } from '../../../src/setup/guest/index.ts';
 import { install } from '../../../src/setup/install.ts';
 import { silentProgress } from '../../../src/setup/progress.ts';
@@ -136,6 +137,31 @@ test('a piece that is gone comes back; a pinned crate is built once', { skip: !i
   rmSync(virtiofsd?.path as string);
   assert.deepEqual(await setUp(['base', 'virtiofsd']), ['rust', 'virtiofsd']);
   assert.ok(existsSync(virtiofsd?.path as string));
+});
+
+test('what only some hosts or containers need is built for those alone', {
+  skip: !isRoot && 'needs root',
+}, async () => {
+  const asked: Piece[] = ['base', 'vsock'];
+  assert.deepEqual(
+    neededPieces(asked, () => 'hybrid'),
+    asked,
+  );
+  assert.deepEqual(
+    neededPieces(asked, () => 'kernel'),
+    ['base'],
+  );
+  assert.deepEqual(
+    neededPieces(['base'], () => assert.fail('nobody asked for it')),
+    ['base'],
+  );
+  await setUp(neededPieces(asked, () => 'kernel'));
+  const built = () => machine.calls.filter((line) => line.startsWith('cargo install'));
+  assert.deepEqual(built(), []);
+  assert.ok(![...machine.installed].some((name) => /libcap-ng|seccomp|pkg-config/.test(name)));
+  await setUp(neededPieces(asked, () => 'hybrid'));
+  assert.equal(built().length, 1);
+  assert.match(built()[0] as string, / vhost-device-vsock$/);
 });
 
 test('the same kernel, agent and recipe give the same image', { skip: !isRoot && 'needs root' }, async () => {

@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
 import { afterEach, beforeEach, test } from 'node:test';
+import type { PersistedMachine } from '../../../src/hypervisor/index.ts';
 import * as rpc from '../../../src/rpc/containerd.ts';
+import type { SandboxRecord } from '../../../src/sandbox/index.ts';
 import { nextState, type ProcessEvent, type ProcessState, TRANSITIONS } from '../../../src/shim/states.ts';
 import { VMM_PID } from '../engine/fakes.ts';
 import { type Refused, ShimWorld } from './world.ts';
@@ -111,6 +113,19 @@ test('a task from Create to Shutdown, its events in order, and nothing left', as
     '/tasks/exit pod 7',
     '/tasks/delete pod 7',
   ]);
+});
+
+test("a pod's vsock is the one that its keeper came up with", async () => {
+  world.dispose();
+  world = new ShimWorld();
+  world.vsock = 'kernel';
+  world.start();
+  await world.boots();
+  await world.call('Create', { id: 'pod', bundle: world.bundle('pod'), rootfs: [{ type: 'bind', source: '/l' }] });
+  const record = world.running.sandboxes.get(world.uid)?.record as SandboxRecord;
+  const { spec } = record.machine as PersistedMachine;
+  assert.deepEqual([record.vsock, spec.vsock], ['kernel', { mode: 'kernel', guestCid: 70_000 }]);
+  assert.deepEqual([spec.cmdline, spec.binaries.vsockDevice], [['agent.ready_vport=70000'], undefined]);
 });
 
 test('what is not there is not found, in every call', async () => {

@@ -81,7 +81,7 @@ export class ShimWorld extends World {
     };
     writeFileSync(join(this.runDir, 'door.json'), JSON.stringify(door));
     symlinkSync(`../s/${this.uid}`, join(this.keysDir, 'key'));
-    this.keeper = new FakeKeeper(this.runDir, this.uid, KEEPER_PID);
+    this.keeper = new FakeKeeper(this.runDir, this.uid, KEEPER_PID, this.vsock === 'kernel' ? 70_000 : 0);
     this.keepers.set(this.runDir, this.keeper);
   }
 
@@ -99,7 +99,7 @@ export class ShimWorld extends World {
           this.times.push(event.atUnixNanos);
         },
       },
-      findAssets: () => engine.findAssets({ sharing: true }),
+      findAssets: (vsockDevice) => engine.findAssets({ sharing: true, vsockDevice }),
       capacity: () => ({ cpus: 2, memoryBytes: 2 ** 34, freeBytes: 2 ** 33 }),
       rootOf: () => '',
       cgroupVersion: 1,

@@ -27,6 +27,9 @@ test("the kernel's vsock is chosen where its device opens and its sockets exist"
   writeFileSync(protocols, `${HEADER}UNIX 1024 9 -1 NI 0 yes kernel\nAF_VSOCK  1240 0 -1 NI 0 yes kernel\n`);
   assert.deepEqual(choose(), { mode: 'kernel', reason: `${device} opens` });
   assert.equal(choose('hybrid').mode, 'hybrid');
-  assert.equal(chooseVsock('kernel', { device: '/nowhere' }).mode, 'kernel');
+  assert.equal(choose('kernel').mode, 'kernel');
+  assert.throws(() => chooseVsock('kernel', { device: '/nowhere/v' }), {
+    message: /kernel, but \/nowhere\/v is missing/,
+  });
   assert.throws(() => choose('both'), { code: 'INVALID_ARGUMENT' });
 });

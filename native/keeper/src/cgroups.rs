@@ -32,8 +32,8 @@ pub fn enter_or_make(group: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes a group without processes, and the groups below it. Processes that were killed may still be leaving it: until
-/// `deadline` it is tried again.
+/// Ends every process of a sandbox's own group and removes it, with the groups below. Processes that were killed may still be
+/// leaving it: until `deadline` it is tried again.
 pub fn remove(group: &Path, deadline: Instant) -> io::Result<()> {
     let directory = match fs::File::open(group) {
         Ok(directory) => directory,
@@ -42,6 +42,12 @@ pub fn remove(group: &Path, deadline: Instant) -> io::Result<()> {
     };
     if !sys::is_cgroup(directory.as_fd()) {
         return Err(io::Error::other("it is no control group"));
+    }
+    for pid in fs::read_to_string(group.join("cgroup.procs"))?.lines().filter_map(|line| line.parse().ok()) {
+        // Whoever is in the group now is in it by the sandbox's doing; 0 stands for a process of another pid namespace.
+        if pid > 1 && pid != std::process::id() as i32 {
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
     }
     for entry in fs::read_dir(group)?.flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {

@@ -141,7 +141,7 @@ fn forget(keeper: &Keeper) -> io::Result<()> {
     let _lock = Lock::take(&keeper.dir, LOCK_BOUND)?;
     // The keeper's own mounts are not the host's: there the directory holds mount points alone.
     let dir = keeper.dir.clone();
-    sys::in_mounts(keeper.host_mounts.as_fd(), move || places::forget(&dir))
+    sys::in_mount_namespace(keeper.host_mounts.as_fd(), move || places::forget(&dir)).and_then(|forgotten| forgotten)
 }
 
 /// What a person needs to get an engine again.

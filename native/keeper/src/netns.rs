@@ -47,8 +47,8 @@ fn open(keeper: &Keeper, path: String) -> Result<Netns, Status> {
         }
         // The host's mounts: a namespace that was bound to its name after the keeper's start is seen there alone.
         let opened = PathBuf::from(&path);
-        let file = sys::in_mounts(keeper.host_mounts.as_fd(), move || File::open(opened));
-        file.map_err(|error| failure::from_io(&format!("network namespace {path}"), &error))?
+        let file = sys::in_mount_namespace(keeper.host_mounts.as_fd(), move || File::open(opened));
+        file.and_then(|file| file).map_err(|error| failure::from_io(&format!("network namespace {path}"), &error))?
     };
     let is_netns = sys::is_netns(file.as_fd());
     let metadata = file.metadata().map_err(|error| failure::from_io(&format!("network namespace {path}"), &error))?;

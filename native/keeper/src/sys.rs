@@ -120,17 +120,21 @@ pub fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
         .map(drop)
 }
 
-/// Runs work in another mount namespace, on a thread that ends with it: the caller's namespace stays what it is.
-pub fn in_mount_namespace<T: Send>(namespace: BorrowedFd, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-    let namespace = namespace.as_raw_fd();
+/// Runs `work` on a thread of its own: what it changes of itself (namespaces, directory) is gone with it.
+fn on_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
-        let thread = scope.spawn(move || {
-            // A thread that shares its root and working directory with others may not change the namespace.
-            check(unsafe { libc::unshare(libc::CLONE_FS) } as libc::c_long)?;
-            check(unsafe { libc::setns(namespace, libc::CLONE_NEWNS) } as libc::c_long)?;
-            Ok(work())
-        });
-        thread.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
+        let thread = std::thread::Builder::new().stack_size(64 * 1024).spawn_scoped(scope, work)?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+    })
+}
+
+/// Runs work in another mount namespace.
+pub fn in_mount_namespace<T: Send>(namespace: BorrowedFd, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    on_thread(|| {
+        // A thread that shares its root and working directory with others may not change the namespace.
+        check(unsafe { libc::unshare(libc::CLONE_FS) } as libc::c_long)?;
+        check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNS) } as libc::c_long)?;
+        Ok(work())
     })
 }
 
@@ -147,24 +151,6 @@ pub fn peer(socket: BorrowedFd) -> io::Result<(i32, u32)> {
 /// Own mount namespace, as `/proc/self/ns/mnt`.
 pub fn unshare_mounts() -> io::Result<()> {
     check(unsafe { libc::unshare(libc::CLONE_NEWNS) } as libc::c_long).map(drop)
-}
-
-/// Runs `work` on a thread of its own: what it changes of itself (namespaces, directory) is gone with it.
-fn on_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().stack_size(64 * 1024).spawn_scoped(scope, work)?;
-        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
-    })
-}
-
-/// Runs `work` in another mount namespace.
-pub fn in_mounts<T: Send>(mounts: BorrowedFd, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    on_thread(|| {
-        // The kernel lets no thread change mount namespaces that shares its directory with another.
-        check(unsafe { libc::unshare(libc::CLONE_FS) } as libc::c_long)?;
-        check(unsafe { libc::setns(mounts.as_raw_fd(), libc::CLONE_NEWNS) } as libc::c_long)?;
-        work()
-    })
 }
 
 /// A network namespace that lives as long as the file, or a process in it.
@@ -274,14 +260,6 @@ pub fn file_lock(file: BorrowedFd) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
         Err(error) => Err(error),
     }
-}
-
-/// A pipe's (reading, writing) ends; close-on-exec.
-pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
-    let mut ends = [0; 2];
-    check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } as libc::c_long)?;
-    // SAFETY: the kernel just returned both and nobody else knows them.
-    Ok(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) })
 }
 
 /// Blocks until the descriptor has something to read (for a pidfd: until the process has ended). `false`: the deadline passed.

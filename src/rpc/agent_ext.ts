@@ -6,6 +6,7 @@
 
 /* eslint-disable */
 import { BinaryReader, BinaryWriter } from "@bufbuild/protobuf/wire";
+import { NetworkState } from "./network.ts";
 
 export const protobufPackage = "kata.agent.v1";
 
@@ -43,6 +44,15 @@ export interface NextEventResponse {
   container_id: string;
   /** "oom" is the only kind so far. */
   kind: string;
+}
+
+export interface ApplyNetworkRequest {
+  state: NetworkState | undefined;
+  timeout_ms: number;
+}
+
+export interface ApplyNetworkResponse {
+  state: NetworkState | undefined;
 }
 
 export interface SetLogLevelRequest {
@@ -408,6 +418,132 @@ export const NextEventResponse: MessageFns<NextEventResponse> = {
     message.sequence = (object.sequence !== undefined && object.sequence !== null) ? BigInt(object.sequence) : 0n;
     message.container_id = object.container_id ?? "";
     message.kind = object.kind ?? "";
+    return message;
+  },
+};
+
+function createBaseApplyNetworkRequest(): ApplyNetworkRequest {
+  return { state: undefined, timeout_ms: 0 };
+}
+
+export const ApplyNetworkRequest: MessageFns<ApplyNetworkRequest> = {
+  encode(message: ApplyNetworkRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.state !== undefined) {
+      NetworkState.encode(message.state, writer.uint32(10).fork()).join();
+    }
+    if (message.timeout_ms !== 0) {
+      writer.uint32(16).uint32(message.timeout_ms);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ApplyNetworkRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseApplyNetworkRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.state = NetworkState.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.timeout_ms = reader.uint32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ApplyNetworkRequest>): ApplyNetworkRequest {
+    return ApplyNetworkRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ApplyNetworkRequest>): ApplyNetworkRequest {
+    const message = createBaseApplyNetworkRequest();
+    message.state = (object.state !== undefined && object.state !== null)
+      ? NetworkState.fromPartial(object.state)
+      : undefined;
+    message.timeout_ms = object.timeout_ms ?? 0;
+    return message;
+  },
+};
+
+function createBaseApplyNetworkResponse(): ApplyNetworkResponse {
+  return { state: undefined };
+}
+
+export const ApplyNetworkResponse: MessageFns<ApplyNetworkResponse> = {
+  encode(message: ApplyNetworkResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.state !== undefined) {
+      NetworkState.encode(message.state, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ApplyNetworkResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseApplyNetworkResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.state = NetworkState.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ApplyNetworkResponse>): ApplyNetworkResponse {
+    return ApplyNetworkResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ApplyNetworkResponse>): ApplyNetworkResponse {
+    const message = createBaseApplyNetworkResponse();
+    message.state = (object.state !== undefined && object.state !== null)
+      ? NetworkState.fromPartial(object.state)
+      : undefined;
     return message;
   },
 };

@@ -6,6 +6,7 @@
 
 /* eslint-disable */
 import { BinaryReader, BinaryWriter } from "@bufbuild/protobuf/wire";
+import { NetworkState } from "./network.ts";
 
 export const protobufPackage = "kata.keeper.v1";
 
@@ -284,6 +285,31 @@ export interface UseNetnsResponse {
   device: bigint;
   inode: bigint;
   is_host: boolean;
+}
+
+export interface ReadNetworkRequest {
+  /** The answer's `generation` that the caller knows; 0: answer at once. */
+  after: bigint;
+  wait_ms: number;
+}
+
+export interface ReadNetworkResponse {
+  state: NetworkState | undefined;
+  generation: bigint;
+}
+
+export interface AttachTapRequest {
+  link: number;
+  /** [A-Za-z0-9_.-]{1,15} */
+  tap: string;
+  /** "tcfilter": ingress of each redirected to the other's egress. "macvtap": a macvtap on the link in place of a tap. */
+  model: string;
+  /** Pairs of queues, 1 to 16. */
+  queues: number;
+}
+
+export interface DetachTapRequest {
+  tap: string;
 }
 
 export interface EnterCgroupsRequest {
@@ -3365,6 +3391,296 @@ export const UseNetnsResponse: MessageFns<UseNetnsResponse> = {
     message.device = (object.device !== undefined && object.device !== null) ? BigInt(object.device) : 0n;
     message.inode = (object.inode !== undefined && object.inode !== null) ? BigInt(object.inode) : 0n;
     message.is_host = object.is_host ?? false;
+    return message;
+  },
+};
+
+function createBaseReadNetworkRequest(): ReadNetworkRequest {
+  return { after: 0n, wait_ms: 0 };
+}
+
+export const ReadNetworkRequest: MessageFns<ReadNetworkRequest> = {
+  encode(message: ReadNetworkRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.after !== 0n) {
+      if (BigInt.asUintN(64, message.after) !== message.after) {
+        throw new globalThis.Error("value provided for field message.after of type uint64 too large");
+      }
+      writer.uint32(8).uint64(message.after);
+    }
+    if (message.wait_ms !== 0) {
+      writer.uint32(16).uint32(message.wait_ms);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ReadNetworkRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseReadNetworkRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.after = reader.uint64() as bigint;
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.wait_ms = reader.uint32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ReadNetworkRequest>): ReadNetworkRequest {
+    return ReadNetworkRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ReadNetworkRequest>): ReadNetworkRequest {
+    const message = createBaseReadNetworkRequest();
+    message.after = (object.after !== undefined && object.after !== null) ? BigInt(object.after) : 0n;
+    message.wait_ms = object.wait_ms ?? 0;
+    return message;
+  },
+};
+
+function createBaseReadNetworkResponse(): ReadNetworkResponse {
+  return { state: undefined, generation: 0n };
+}
+
+export const ReadNetworkResponse: MessageFns<ReadNetworkResponse> = {
+  encode(message: ReadNetworkResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.state !== undefined) {
+      NetworkState.encode(message.state, writer.uint32(10).fork()).join();
+    }
+    if (message.generation !== 0n) {
+      if (BigInt.asUintN(64, message.generation) !== message.generation) {
+        throw new globalThis.Error("value provided for field message.generation of type uint64 too large");
+      }
+      writer.uint32(16).uint64(message.generation);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ReadNetworkResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseReadNetworkResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.state = NetworkState.decode(reader, reader.uint32());
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.generation = reader.uint64() as bigint;
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ReadNetworkResponse>): ReadNetworkResponse {
+    return ReadNetworkResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ReadNetworkResponse>): ReadNetworkResponse {
+    const message = createBaseReadNetworkResponse();
+    message.state = (object.state !== undefined && object.state !== null)
+      ? NetworkState.fromPartial(object.state)
+      : undefined;
+    message.generation = (object.generation !== undefined && object.generation !== null)
+      ? BigInt(object.generation)
+      : 0n;
+    return message;
+  },
+};
+
+function createBaseAttachTapRequest(): AttachTapRequest {
+  return { link: 0, tap: "", model: "", queues: 0 };
+}
+
+export const AttachTapRequest: MessageFns<AttachTapRequest> = {
+  encode(message: AttachTapRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.link !== 0) {
+      writer.uint32(8).uint32(message.link);
+    }
+    if (message.tap !== "") {
+      writer.uint32(18).string(message.tap);
+    }
+    if (message.model !== "") {
+      writer.uint32(26).string(message.model);
+    }
+    if (message.queues !== 0) {
+      writer.uint32(32).uint32(message.queues);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): AttachTapRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAttachTapRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.link = reader.uint32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.tap = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.model = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.queues = reader.uint32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<AttachTapRequest>): AttachTapRequest {
+    return AttachTapRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<AttachTapRequest>): AttachTapRequest {
+    const message = createBaseAttachTapRequest();
+    message.link = object.link ?? 0;
+    message.tap = object.tap ?? "";
+    message.model = object.model ?? "";
+    message.queues = object.queues ?? 0;
+    return message;
+  },
+};
+
+function createBaseDetachTapRequest(): DetachTapRequest {
+  return { tap: "" };
+}
+
+export const DetachTapRequest: MessageFns<DetachTapRequest> = {
+  encode(message: DetachTapRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.tap !== "") {
+      writer.uint32(10).string(message.tap);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): DetachTapRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseDetachTapRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.tap = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<DetachTapRequest>): DetachTapRequest {
+    return DetachTapRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<DetachTapRequest>): DetachTapRequest {
+    const message = createBaseDetachTapRequest();
+    message.tap = object.tap ?? "";
     return message;
   },
 };

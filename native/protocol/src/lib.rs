@@ -20,4 +20,8 @@ pub mod keeper {
 pub mod containerd {
     include!("gen/kata.containerd.rs");
 }
+#[allow(clippy::all, clippy::pedantic)]
+pub mod network {
+    include!("gen/kata.network.v1.rs");
+}
 pub mod ttrpc;

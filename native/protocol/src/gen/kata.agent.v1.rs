@@ -40,6 +40,18 @@ pub struct NextEventResponse {
     #[prost(string, tag = "3")]
     pub kind: ::prost::alloc::string::String,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ApplyNetworkRequest {
+    #[prost(message, optional, tag = "1")]
+    pub state: ::core::option::Option<crate::network::NetworkState>,
+    #[prost(uint32, tag = "2")]
+    pub timeout_ms: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ApplyNetworkResponse {
+    #[prost(message, optional, tag = "1")]
+    pub state: ::core::option::Option<crate::network::NetworkState>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetLogLevelRequest {
     #[prost(string, tag = "1")]

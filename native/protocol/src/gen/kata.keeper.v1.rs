@@ -381,6 +381,40 @@ pub struct UseNetnsResponse {
     #[prost(bool, tag = "3")]
     pub is_host: bool,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadNetworkRequest {
+    /// The answer's `generation` that the caller knows; 0: answer at once.
+    #[prost(uint64, tag = "1")]
+    pub after: u64,
+    #[prost(uint32, tag = "2")]
+    pub wait_ms: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReadNetworkResponse {
+    #[prost(message, optional, tag = "1")]
+    pub state: ::core::option::Option<crate::network::NetworkState>,
+    #[prost(uint64, tag = "2")]
+    pub generation: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttachTapRequest {
+    #[prost(uint32, tag = "1")]
+    pub link: u32,
+    /// \[A-Za-z0-9_.-\]{1,15}
+    #[prost(string, tag = "2")]
+    pub tap: ::prost::alloc::string::String,
+    /// "tcfilter": ingress of each redirected to the other's egress. "macvtap": a macvtap on the link in place of a tap.
+    #[prost(string, tag = "3")]
+    pub model: ::prost::alloc::string::String,
+    /// Pairs of queues, 1 to 16.
+    #[prost(uint32, tag = "4")]
+    pub queues: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DetachTapRequest {
+    #[prost(string, tag = "1")]
+    pub tap: ::prost::alloc::string::String,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EnterCgroupsRequest {
     #[prost(string, repeated, tag = "1")]

@@ -117,6 +117,19 @@ for (const version of ['1.6', '2'] as const)
     });
   });
 
+test("the project's shim is installed, and its engine has a root of its own", async () => {
+  const containerd = await Containerd.start({ version: '2', kata: true });
+  try {
+    assert.equal(await containerd.kata('ps', '-aq'), '');
+    assert.ok(existsSync(join(containerd.kataRoot, 'run/katad.sock')));
+    assert.ok(existsSync(join(containerd.directory, 'bin/containerd-shim-kata-v2')));
+    const { runtimeHandlers } = JSON.parse(await containerd.crictl('info')) as { runtimeHandlers: { name?: string }[] };
+    assert.ok(runtimeHandlers.some(({ name }) => name === 'kata'));
+  } finally {
+    assert.deepEqual(await containerd.dispose(), []);
+  }
+});
+
 test('what is left in the namespaces is seen', async (t) => {
   const scope = { root: '/nowhere', wholeNamespaces: true };
   const before = new Set(collectResidue(scope).map(({ what }) => what));

@@ -11,7 +11,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
-import { ASSETS, collect, HANG_GUARD_MS, type Output, until } from '../env.ts';
+import { ASSETS, aliveSince, collect, HANG_GUARD_MS, type Output, REPO, until } from '../env.ts';
 import { collectResidue, type Residue } from '../residue.ts';
 import { BRIDGE, type ContainerdVersion, type RuntimeHandler, writeConfig } from './config.ts';
 import { type CritestOptions, runCritest, type SpecResult } from './critest.ts';
@@ -21,11 +21,11 @@ import { Registry } from './registry.ts';
 
 export interface ContainerdOptions {
   version: ContainerdVersion;
-  /** Comes first on containerd's PATH, where it looks for shims. */
-  shimDirectory?: string;
-  /** Beside `runc`, which is the default. */
+  /** Installs the project's shim as `kata install` does, as the handler `kata`, with an engine of this containerd's own. */
+  kata?: boolean;
+  /** Further handlers beside `runc`, which is the default. */
   handlers?: readonly RuntimeHandler[];
-  /** Added to containerd's environment, which its shims inherit. It has a PATH and nothing else. */
+  /** Added to containerd's environment, which its shims inherit. It has a PATH and nothing else. With `kata`, to the engine's too. */
   environment?: Record<string, string>;
   logLevel?: 'debug' | 'info';
 }
@@ -41,8 +41,7 @@ export interface CallOptions {
   timeoutMs?: number;
 }
 
-/** The project's shim, from the directory that `kataShimDirectory` answers. */
-export const kataHandler: RuntimeHandler = { name: 'kata', type: 'io.containerd.kata.v2' };
+const KATA: RuntimeHandler = { name: 'kata', type: 'io.containerd.kata.v2' };
 const ENDPOINTS = ['runtime-endpoint', 'image-endpoint'];
 const SYSTEM_PATH = '/usr/sbin:/usr/bin:/sbin:/bin';
 /** Where containerd's log is kept when its directory goes. */
@@ -79,9 +78,12 @@ export class Containerd {
     const registry = await Registry.start(requirePiece('images'));
     const containerd = new Containerd(options, directory, registry, before);
     mkdirSync(join(directory, 'logs'));
-    writeConfig({ version: options.version, directory, registry: registry.url, handlers: options.handlers ?? [] });
+    const handlers = [...(options.kata ? [KATA] : []), ...(options.handlers ?? [])];
+    writeConfig({ version: options.version, directory, registry: registry.url, handlers });
     const client = [...ENDPOINTS.map((name) => `${name}: unix://${containerd.socket}`), 'timeout: 60'];
     writeFileSync(join(directory, 'crictl.yaml'), `${client.join('\n')}\n`);
+    if (options.kata)
+      await containerd.kata('install', '--containerd', '--no-config', `--bin-dir=${join(directory, 'bin')}`);
     await containerd.startDaemon();
     return containerd;
   }
@@ -97,8 +99,7 @@ export class Containerd {
   /** Also after `stopDaemon`: containers live on with their shims. */
   async startDaemon(): Promise<void> {
     const log = openSync(join(this.directory, 'containerd.log'), 'a');
-    const shims = this.#options.shimDirectory === undefined ? [] : [this.#options.shimDirectory];
-    const path = [...shims, this.#programs, unpacked('runc', 'usr/sbin'), SYSTEM_PATH].join(':');
+    const path = [join(this.directory, 'bin'), this.#programs, unpacked('runc', 'usr/sbin'), SYSTEM_PATH].join(':');
     const args = ['-c', join(this.directory, 'config.toml'), '-l', this.#options.logLevel ?? 'debug'];
     const daemon = spawn(join(this.#programs, 'containerd'), args, {
       cwd: '/',
@@ -177,6 +178,30 @@ export class Containerd {
     return JSON.parse(await this.crictl(kind === 'pod' ? 'inspectp' : 'inspect', id));
   }
 
+  /** State root of the engine behind the handler `kata`. */
+  get kataRoot(): string {
+    return join(this.directory, 'kata');
+  }
+
+  /** Runs the project's command line on that engine; throws unless it exits 0. Answers its trimmed stdout. */
+  async kata(...args: string[]): Promise<string> {
+    const env = { PATH: SYSTEM_PATH, HOME: this.directory, KATA_ROOT: this.kataRoot, KATA_ASSETS: ASSETS };
+    const child = spawn(join(REPO, 'kata'), args, {
+      env: { ...env, ...this.#options.environment },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
+    const { code, stdout, stderr } = await collect(child, 5 * HANG_GUARD_MS, `kata ${args.join(' ')}`);
+    if (code !== 0) throw new Error(`kata ${args.join(' ')} exited ${code}\n${stdout}\n${stderr}`);
+    return stdout.toString().trim();
+  }
+
+  async #endEngine(): Promise<void> {
+    const { engine } = JSON.parse(await this.kata('version', '--json')) as { engine?: { pid: number } };
+    if (engine === undefined) return;
+    process.kill(engine.pid, 'SIGTERM');
+    await until(() => aliveSince(engine.pid) === undefined, 'the engine ends');
+  }
+
   /** An image for `ctr run`; CRI has images of its own, from `crictl pull`. */
   async pullForCtr(image: string): Promise<void> {
     await this.ctr('images', 'pull', `--hosts-dir=${join(this.directory, 'certs.d')}`, image);
@@ -227,13 +252,16 @@ export class Containerd {
       await this.run('ctr', ['tasks', 'rm', '--force', container]);
       await this.run('ctr', ['containers', 'rm', container]);
     }
+    if (this.#options.kata) await this.#endEngine();
     await this.stopDaemon();
     await this.#registry.stop();
     await collect(spawn('ip', ['link', 'delete', BRIDGE]), HANG_GUARD_MS, 'ip link delete');
     const known = new Set(this.#before.map(({ what }) => what));
-    const residue = collectResidue({ root: this.directory, wholeNamespaces: true }).filter(
-      ({ what }) => !known.has(what),
-    );
+    const residue = collectResidue({
+      root: this.kataRoot,
+      runDir: join(this.kataRoot, 'run'),
+      wholeNamespaces: true,
+    }).filter(({ what }) => !known.has(what));
     mkdirSync(LOGS, { recursive: true });
     copyFileSync(join(this.directory, 'containerd.log'), join(LOGS, `containerd-${this.version}.log`));
     rmSync(this.directory, { recursive: true, force: true });

@@ -2,8 +2,8 @@ import { spawnSync } from 'node:child_process';
 import { parseArgs } from 'node:util';
 import { REPO } from '../env.ts';
 import type { ContainerdVersion } from './config.ts';
-import { Containerd, kataHandler } from './containerd.ts';
-import { kataShimDirectory, unpacked } from './pieces.ts';
+import { Containerd } from './containerd.ts';
+import { unpacked } from './pieces.ts';
 import { type CritestRun, lostSpecs, newestRun, writeRun } from './results.ts';
 
 // test/cluster/critest: whole runs of critest, kept in test/cluster/results, and what a handler loses against runc.
@@ -28,8 +28,7 @@ function commit(): string {
 }
 
 async function runOn(version: ContainerdVersion, handler: string): Promise<CritestRun> {
-  const shim = handler === 'kata' ? { shimDirectory: kataShimDirectory(), handlers: [kataHandler] } : {};
-  const containerd = await Containerd.start({ version, ...shim });
+  const containerd = await Containerd.start({ version, kata: handler === 'kata' });
   const started = Date.now();
   const specs = await containerd.critest(handler, { focus: values.focus });
   const seconds = Math.round((Date.now() - started) / 1000);

@@ -1,9 +1,9 @@
 // The harness for real cluster components: containerd of two versions with CRI, a bridge network and images, and their
 // clients. Its users run inside enter.sh, as the suite `cluster` of test/run does.
 export type { ContainerdVersion, RuntimeHandler } from './config.ts';
-export { type CallOptions, Containerd, type ContainerdOptions, kataHandler, type Pod } from './containerd.ts';
+export { type CallOptions, Containerd, type ContainerdOptions, type Pod } from './containerd.ts';
 export type { CritestOptions, SpecResult } from './critest.ts';
 export { BUSYBOX, HTTPD, NGINX } from './images.ts';
-export { kataShimDirectory, requirePiece, unpacked } from './pieces.ts';
+export { requirePiece, unpacked } from './pieces.ts';
 export { type ContainerOptions, HOST_NETWORK, type PodOptions } from './pods.ts';
 export { lostSpecs } from './results.ts';

@@ -46,16 +46,3 @@ export function requirePiece(piece: Piece): string {
 /** A directory of an unpacked Debian package. */
 export const unpacked = (name: (typeof UNPACKED)[number], path: string): string =>
   join(requirePiece('debian'), name, path);
-
-/**
- * The directory with containerd-shim-kata-v2, as set-up recorded it. Throws when there is none.
- */
-export function kataShimDirectory(): string {
-  const name = 'containerd-shim-kata-v2';
-  const tools: Record<string, { path: string }> = JSON.parse(file(join(ASSETS, 'tools.json')));
-  const path = tools[name]?.path;
-  if (path === undefined) throw new Error(`${ASSETS}/tools.json has no ${name}: run ./kata setup --all`);
-  const directory = join(path.startsWith('/') ? '/' : ASSETS, path, '..');
-  if (!existsSync(join(directory, name))) throw new Error(`${directory} has no ${name}: run ./kata setup --all`);
-  return directory;
-}

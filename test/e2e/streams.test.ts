@@ -73,6 +73,23 @@ test('stdin that has already ended', async () => {
   assert.deepEqual([output.code, output.stdout.length], [0, 0]);
 });
 
+test('stdin that pauses after much comes through, and so does little after it', async () => {
+  const child = env.start(['exec', '-i', 's', 'cat']);
+  const done = collect(child, HANG_GUARD_MS, 'exec -i cat');
+  let echoed = 0;
+  child.stdout?.on('data', (chunk: Buffer) => {
+    echoed += chunk.length;
+  });
+  let sent = 0;
+  for (const size of [100_000, 1, 70_000, 5, 4096]) {
+    child.stdin?.write(randomBytes(size));
+    sent += size;
+    await until(() => echoed === sent, `${sent} bytes came back`);
+  }
+  child.stdin?.end();
+  assert.equal((await done).code, 0);
+});
+
 test('64 MiB of stdin through sha256sum', async () => {
   const data = Buffer.concat(Array.from({ length: 64 }, () => randomBytes(MIB)));
   const output = await env.kata(['exec', '-i', 's', 'sha256sum'], { stdin: data });

@@ -20,7 +20,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
 /// One read, and one packet of vsock at most.
-const CHUNK_BYTES: usize = 64 << 10;
+pub const CHUNK_BYTES: usize = 64 << 10;
 /// Larger than the kernel's 64 KiB: fewer wake-ups for a process that writes much.
 pub const PIPE_BYTES: usize = 256 << 10;
 /// A terminal that descendants keep writing to is read dry up to here when the process ends.
@@ -29,8 +29,16 @@ const MAX_TERMINAL_BACKLOG_BYTES: usize = 1 << 20;
 const LINGER_TIMEOUT: Duration = Duration::from_secs(30);
 
 thread_local! {
-    /// The agent has one thread: no two reads overlap, so all outputs share one buffer.
     static CHUNK: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lends a buffer of `CHUNK_BYTES`. The agent has one thread: no two reads overlap, so all streams share it. One of their
+/// own would be mapped, touched page by page and unmapped again for each read.
+pub fn with_chunk<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
+    CHUNK.with_borrow_mut(|chunk| {
+        chunk.resize(CHUNK_BYTES, 0);
+        work(chunk)
+    })
 }
 
 pub type Descriptor = Rc<AsyncFd<OwnedFd>>;
@@ -88,8 +96,7 @@ impl Output {
 
     /// Reads at most `limit` bytes without waiting; 0 is the end.
     fn take(&self, limit: usize, consume: impl FnOnce(&[u8])) -> io::Result<usize> {
-        CHUNK.with_borrow_mut(|chunk| {
-            chunk.resize(CHUNK_BYTES, 0);
+        with_chunk(|chunk| {
             let wanted = limit.min(CHUNK_BYTES);
             let count = loop {
                 // SAFETY: the buffer has at least `wanted` bytes.

@@ -32,7 +32,7 @@ test('the command line of a q35 under tcg', () => {
     ...['-sandbox', SANDBOX],
     '-M',
     'q35,smm=off,hpet=off,sata=off,usb=off,i8042=off,smbus=off,vmport=off,graphics=off,acpi=on,memory-backend=mem',
-    ...['-accel', 'tcg,thread=multi', '-cpu', 'max', '-smp', '1', '-m', '256M'],
+    ...['-accel', 'tcg,thread=multi', '-cpu', 'max,-erms', '-smp', '1', '-m', '256M'],
     ...['-object', 'memory-backend-file,id=mem,size=268435456,mem-path=/proc/self/fd/10,share=on'],
     ...['-kernel', '/assets/vmlinux', '-initrd', '/assets/initrd'],
     ...['-append', 'quiet panic=-1 cryptomgr.notests=1 no_timer_check noreplace-smp console=ttyS0'],
@@ -134,6 +134,7 @@ test('helpers’ command lines', () => {
   assert.deepEqual(vsockDeviceArgv('/tools/v', '/run/v', '/run/v/v.sock'), [
     '/tools/v',
     ...['--guest-cid', '3', '--socket', '/run/v/vhost.sock', '--uds-path', '/run/v/v.sock'],
+    ...['--tx-buffer-size', '262144'],
   ]);
   assert.deepEqual(virtiofsdArgv('/tools/virtiofsd', machineSpec(), fs), [
     '/tools/virtiofsd',

@@ -5,7 +5,13 @@ import { candidatePackage, fetchPackage, installedVersion, installPackages } fro
 import { buildNative, type CratePin, installCrate } from './cargo.ts';
 import type { SetupContext } from './context.ts';
 import { assembleImage } from './guest/image.ts';
-import { fetchCurrentKernel, fetchSameKernel, type KernelPackage, unpackKernel } from './guest/kernel.ts';
+import {
+  fetchCurrentKernel,
+  fetchSameKernel,
+  type KernelFiles,
+  type KernelPackage,
+  unpackKernel,
+} from './guest/kernel.ts';
 import { type GuestManifest, readRecipe } from './guest/manifest.ts';
 import { findImage, setCurrentImage, storeImage } from './guest/store.ts';
 import type { Piece } from './ready.ts';
@@ -20,7 +26,7 @@ const VIRTIOFSD: CratePin = { name: 'virtiofsd', version: '1.14.0' };
 /** Results that later steps use. */
 interface Shared {
   rust?: Toolchain;
-  kernel?: KernelPackage;
+  kernel?: KernelPackage & KernelFiles;
 }
 
 /** The steps that the pieces still need, in an order in which they could run one after the other. */
@@ -149,7 +155,8 @@ export function imageSteps(
 ): Step[] {
   const kernelStep: Step = {
     name: 'guest-kernel',
-    reason: "fetching the guest's kernel, a Debian package that is not installed",
+    // Unpacked before the agent is there: while packages come, a processor is idle.
+    reason: "fetching and unpacking the guest's kernel, a Debian package that is not installed",
     after: [],
     run: async (progress, signal) => {
       const recipe = from?.recipe ?? (await readRecipe(join(context.home, 'guest', 'image.json')));
@@ -158,23 +165,23 @@ export function imageSteps(
       const kept = same && fetchSameKernel(context, same, progress, signal);
       // An image may outlive apt's copy of its kernel; then a new image gets the present one.
       const tolerant = from === undefined ? kept?.catch(() => undefined) : kept;
-      shared.kernel = (await tolerant) ?? (await fetchCurrentKernel(context, recipe, progress, signal));
-      return `${shared.kernel.package} ${shared.kernel.packageVersion}`;
+      const fetched = (await tolerant) ?? (await fetchCurrentKernel(context, recipe, progress, signal));
+      shared.kernel = { ...fetched, ...(await unpackKernel(context, fetched, recipe, progress, signal)) };
+      return `${fetched.package} ${fetched.packageVersion}`;
     },
   };
   const imageStep: Step = {
     name: 'guest-image',
     reason: 'putting together what the virtual machines boot',
     after: ['native', 'guest-kernel'],
-    run: async (progress, signal) => {
+    run: async (progress) => {
       const recipe = from?.recipe ?? (await readRecipe(join(context.home, 'guest', 'image.json')));
       const kernel = required(shared.kernel);
-      const files = await unpackKernel(context, kernel, recipe, progress, signal);
       const agent = required((await readTools(context.assets))['kata-agent']);
       progress.update('writing the image');
-      const name = await storeImage(context.assets, await assembleImage({ ...kernel, ...files }, agent, recipe));
+      const name = await storeImage(context.assets, await assembleImage(kernel, agent, recipe));
       await setCurrentImage(context.assets, name);
-      return `${name} (${files.release})`;
+      return `${name} (${kernel.release})`;
     },
   };
   return [kernelStep, imageStep];

@@ -1,7 +1,6 @@
-import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
-import { cpus, release, tmpdir, totalmem } from 'node:os';
+import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { TtrpcAgent } from '../src/agent/index.ts';
@@ -10,7 +9,7 @@ import { KeeperClient } from '../src/os/index.ts';
 import { ASSETS, REPO, TestEnv } from '../test/support/env.ts';
 import { bareBoot, buildBareInitrd } from './bare.ts';
 import { layeredImage } from './images.ts';
-import { type Figure, median, memoryKib, stream, timed } from './measure.ts';
+import { commitOf, type Figure, machineOf, median, memoryKib, stream, timed } from './measure.ts';
 import { writeReport } from './report.ts';
 
 // Measures what README and docs promise, beside the anchor of the same run, and writes raw samples, a table and a picture.
@@ -244,13 +243,12 @@ try {
   await remove(id);
   await images();
   await hostMemory();
-  const commit = execFileSync('git', ['-C', REPO, 'rev-parse', '--short=12', 'HEAD'], { encoding: 'utf8' }).trim();
-  const machine = `${cpus().length} × ${cpus()[0]?.model ?? 'CPU'}, ${Math.round(totalmem() / 2 ** 30)} GiB, Linux ${release()}, TCG`;
   mkdirSync(out, { recursive: true });
-  const raw = { version: 1, commit, at: new Date().toISOString(), machine, runs: RUNS, figures };
+  const about = { version: 1, commit: commitOf(REPO), at: new Date().toISOString(), machine: machineOf() };
+  const raw = { ...about, runs: RUNS, figures };
   const json = JSON.stringify(raw, null, 1);
   writeFileSync(join(out, 'samples.json'), `${json}\n`);
-  writeReport(out, raw);
+  writeReport(out);
   process.stdout.write(
     `${join(out, 'report.md')} (samples ${createHash('sha256').update(json).digest('hex').slice(0, 12)})\n`,
   );

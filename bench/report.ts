@@ -1,4 +1,4 @@
-import { writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type Figure, median } from './measure.ts';
 
@@ -9,6 +9,35 @@ export interface Raw {
   runs: number;
   figures: readonly Figure[];
 }
+
+/** From a clean clone to the end of the README's first command on a bare machine. */
+export interface FirstRun {
+  version: 1;
+  commit: string;
+  at: string;
+  machine: string;
+  cores: number;
+  /** Other work on the machine: the load average when the command was given. */
+  loadBefore: number;
+  command: string;
+  seconds: number;
+  /** Processor time, which other work on the machine changes less than the time on the clock. */
+  cpuSeconds: number;
+  phases: readonly FirstRunPhase[];
+  /** `./kata setup` when nothing is missing. */
+  setupAgainMs: readonly number[];
+  /** The same command once more. */
+  commandAgainMs: readonly number[];
+}
+
+/** Seconds since the command was given. */
+export interface FirstRunPhase {
+  name: string;
+  begin: number;
+  end: number;
+}
+
+const FIRST_RUN_AIM_S = 300;
 
 const number = (value: number): string => (Math.abs(value) >= 100 ? value.toFixed(0) : value.toFixed(2));
 
@@ -49,28 +78,64 @@ function picture(title: string, figures: readonly Figure[], unit: string): strin
   return `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/><text x="12" y="28" font-size="16">${escapeXml(title)} (${unit}; black mark: aim)</text>${bars.join('')}</svg>\n`;
 }
 
-/** Writes report.md, start.svg and memory.svg into `directory`. */
-export function writeReport(directory: string, raw: Raw): void {
-  const milliseconds = raw.figures.filter((figure) => figure.unit === 'ms');
-  const memory = raw.figures.filter((figure) => figure.unit === 'MiB');
-  writeFileSync(join(directory, 'start.svg'), picture('Times', milliseconds, 'ms'));
-  writeFileSync(join(directory, 'memory.svg'), picture('Memory', memory, 'MiB'));
-  const missed = raw.figures.filter((figure) => reached(figure) === false);
-  const lines = [
-    '# Benchmark',
-    '',
-    `Commit ${raw.commit}, ${raw.at}. ${raw.machine}. Medians; the range and the number of samples beside them; raw samples in samples.json.`,
-    'Upstream is Kata 4.1.0 on such a machine, measured another day: compare ratios, not digits.',
-    '',
+/** Writes report.md, start.svg and memory.svg into `directory`, of the raw samples that are there. */
+export function writeReport(directory: string): void {
+  const read = <T>(name: string): T | undefined => {
+    const path = join(directory, name);
+    return existsSync(path) ? (JSON.parse(readFileSync(path, 'utf8')) as T) : undefined;
+  };
+  const raw = read<Raw>('samples.json');
+  const firstRun = read<FirstRun>('first-run.json');
+  const figures = [...(raw?.figures ?? []), ...(firstRun === undefined ? [] : firstRunFigures(firstRun))];
+  const lines = ['# Benchmark', '', ...(raw === undefined ? [] : about(raw))];
+  lines.push(
     '| figure | median | range (samples) | aim | | upstream |',
     '|---|---|---|---|---|---|',
-    ...raw.figures.map(row),
+    ...figures.map(row),
     '',
-    '![times](start.svg)',
-    '![memory](memory.svg)',
+  );
+  if (firstRun !== undefined) lines.push(...firstRunSection(firstRun));
+  if (raw !== undefined) {
+    const pictured = (unit: Figure['unit']) => raw.figures.filter((figure) => figure.unit === unit);
+    writeFileSync(join(directory, 'start.svg'), picture('Times', pictured('ms'), 'ms'));
+    writeFileSync(join(directory, 'memory.svg'), picture('Memory', pictured('MiB'), 'MiB'));
+    lines.push('![times](start.svg)', '![memory](memory.svg)', '');
+  }
+  const missed = figures.filter((figure) => reached(figure) === false);
+  const verdict = missed.map((figure) => figure.name).join('; ');
+  lines.push(missed.length === 0 ? 'Every aim was reached.' : `Missed: ${verdict}.`, '');
+  writeFileSync(join(directory, 'report.md'), lines.join('\n'));
+}
+
+const about = (raw: Raw): string[] => [
+  `Commit ${raw.commit}, ${raw.at}. ${raw.machine}. Medians; the range and the number of samples beside them; raw samples in samples.json.`,
+  'Upstream is Kata 4.1.0 on such a machine, measured another day: compare ratios, not digits.',
+  '',
+];
+
+const firstRunFigures = (run: FirstRun): Figure[] => [
+  {
+    name: 'clean clone to the first container, bare Debian 12',
+    unit: 's',
+    samples: [run.seconds],
+    aim: { value: FIRST_RUN_AIM_S, better: 'lower' },
+  },
+  { name: '`kata setup` when nothing is missing', unit: 'ms', samples: [...run.setupAgainMs] },
+];
+
+function firstRunSection(run: FirstRun): string[] {
+  const again = number(median(run.commandAgainMs) / 1000);
+  return [
+    '## First run',
     '',
-    missed.length === 0 ? 'Every aim was reached.' : `Missed: ${missed.map((figure) => figure.name).join('; ')}.`,
+    `\`${run.command}\` in a clean clone on a minimal Debian 12: ${number(run.seconds)} s (${run.cpuSeconds} s of processor time); again: ${again} s. Commit ${run.commit}, ${run.at}.`,
+    `${run.machine}; ${run.cores} processors used, load average before it ${run.loadBefore}. Seconds since the command was given (first-run.json):`,
+    '',
+    '| step | from | to | takes |',
+    '|---|---|---|---|',
+    ...run.phases.map(
+      ({ name, begin, end }) => `| ${name} | ${begin.toFixed(0)} | ${end.toFixed(0)} | ${(end - begin).toFixed(0)} |`,
+    ),
     '',
   ];
-  writeFileSync(join(directory, 'report.md'), lines.join('\n'));
 }

@@ -10,10 +10,11 @@ const rooms = {
   hypervisor: ['base', 'model', 'os'],
   agent: ['base', 'model', 'oci', 'ttrpc', 'rpc'],
   storage: ['base', 'model', 'os', 'oci'],
+  network: ['base', 'model', 'os'],
   api: ['base'],
   sandbox: ['base', 'model', 'os', 'oci', 'rpc', 'hypervisor', 'agent', 'storage', 'image', 'api'],
   engine: ['base', 'model', 'os', 'oci', 'hypervisor', 'agent', 'storage', 'image', 'api', 'sandbox'],
-  shim: ['base', 'model', 'os', 'oci', 'ttrpc', 'rpc', 'agent', 'storage', 'api', 'sandbox', 'engine'],
+  shim: ['base', 'model', 'os', 'oci', 'network', 'ttrpc', 'rpc', 'agent', 'storage', 'api', 'sandbox', 'engine'],
   setup: ['base', 'model', 'os', 'image'],
   cli: ['base', 'api', 'setup'],
 };

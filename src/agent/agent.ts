@@ -1,4 +1,4 @@
-import type { CallOptions, GuestMount } from '../model/index.ts';
+import type { CallOptions, GuestMount, NetworkState } from '../model/index.ts';
 
 export interface GuestDetails {
   agentVersion: string;
@@ -88,6 +88,11 @@ export interface Agent {
   statsContainer(containerId: string, options?: CallOptions): Promise<ContainerStats>;
   /** Brings online what the machine was given: waits for `cpus` more processors, and takes all memory unless cpuOnly. */
   onlineCpuMemory(request: { cpus: number; cpuOnly: boolean }, options?: CallOptions): Promise<void>;
+  /**
+   * Makes the guest's network what `state` says; cards are found by their MAC addresses and waited for. Answers what the guest has
+   * then. Only with an agent that announced "network"; UNIMPLEMENTED otherwise.
+   */
+  applyNetwork(state: NetworkState, options?: CallOptions): Promise<NetworkState>;
   /** Writes a small regular file of root's below /run/kata-containers/shared/containers/; parents are made. At most 1 MiB. */
   copyFile(path: string, content: Uint8Array, mode: number, options?: CallOptions): Promise<void>;
   setGuestTime(unixMs: number, options?: CallOptions): Promise<void>;

@@ -1,5 +1,5 @@
 import { KataError } from '../base/index.ts';
-import type { CallOptions } from '../model/index.ts';
+import type { CallOptions, NetworkState } from '../model/index.ts';
 import * as rpc from '../rpc/agent.ts';
 import * as ext from '../rpc/agent_ext.ts';
 import { Empty } from '../rpc/google/protobuf/empty.ts';
@@ -128,6 +128,20 @@ export class TtrpcAgent implements Agent {
   async onlineCpuMemory({ cpus, cpuOnly }: { cpus: number; cpuOnly: boolean }, options?: CallOptions): Promise<void> {
     const request = { wait: true, nb_cpus: cpus, cpu_only: cpuOnly };
     await this.#agent('OnlineCPUMem', rpc.OnlineCPUMemRequest, request, options);
+  }
+
+  async applyNetwork(state: NetworkState, options?: CallOptions): Promise<NetworkState> {
+    const timeoutMs = options?.timeoutMs ?? DEFAULT_TIMEOUT_MS;
+    const answer = await this.#call(
+      EXTENSION,
+      'ApplyNetwork',
+      ext.ApplyNetworkRequest,
+      ext.ApplyNetworkResponse,
+      // The agent's own wait for cards ends before ours.
+      { state, timeout_ms: Math.max(1, timeoutMs - 1000) },
+      { ...options, timeoutMs },
+    );
+    return answer.state ?? { links: [], addresses: [], routes: [], neighbours: [], rules: [] };
   }
 
   async copyFile(path: string, content: Uint8Array, mode: number, options?: CallOptions): Promise<void> {

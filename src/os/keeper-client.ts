@@ -1,6 +1,6 @@
 import { join } from 'node:path';
 import { KataError } from '../base/index.ts';
-import type { CallOptions } from '../model/index.ts';
+import type { CallOptions, NetworkState } from '../model/index.ts';
 import * as rpc from '../rpc/keeper.ts';
 import { TtrpcClient } from '../ttrpc/index.ts';
 import { bootError, fromJournal, fromState, keeperError, readyMessage } from './keeper-translate.ts';
@@ -260,6 +260,31 @@ export class KeeperClient {
     const request = { path: path ?? '' };
     const answer = await this.#call('UseNetns', rpc.UseNetnsRequest, rpc.UseNetnsResponse, request, options);
     return { device: answer.device, inode: answer.inode, isHost: answer.is_host };
+  }
+
+  /** What the sandbox's network namespace holds; with `after` as soon as it is not that generation any more, 30 s at most. */
+  async readNetwork(after = 0n, options?: CallOptions): Promise<{ state: NetworkState; generation: bigint }> {
+    const answer = await this.#call(
+      'ReadNetwork',
+      rpc.ReadNetworkRequest,
+      rpc.ReadNetworkResponse,
+      { after, wait_ms: after === 0n ? 0 : POLL_MS },
+      { timeoutMs: POLL_MS + POLL_GRACE_MS, ...options },
+    );
+    const empty = { links: [], addresses: [], routes: [], neighbours: [], rules: [] };
+    return { state: answer.state ?? empty, generation: answer.generation };
+  }
+
+  /** Joins a link of the sandbox's network namespace to a new tap, both ways. Idempotent. */
+  async attachTap(
+    tap: { link: number; tap: string; model: 'tcfilter' | 'macvtap'; queues: number },
+    options?: CallOptions,
+  ): Promise<void> {
+    await this.#call('AttachTap', rpc.AttachTapRequest, rpc.Empty, tap, options);
+  }
+
+  async detachTap(tap: string, options?: CallOptions): Promise<void> {
+    await this.#call('DetachTap', rpc.DetachTapRequest, rpc.Empty, { tap }, options);
   }
 
   /** Ends a process's stdin after what was written to it; one that does not run yet starts with an ended stdin. */

@@ -14,6 +14,7 @@ export const protobufFileName = "network.proto";
 /**
  * What a network namespace holds, as rtnetlink tells it (rtnetlink(7)). The keeper reads it from a pod's namespace, the agent makes
  * the guest's the same and tells what became of it. Addresses are text ("10.0.0.1", "fe80::1"), numbers the kernel's.
+ * Every name is one word: the engine's plain data has the same.
  */
 
 export interface NetworkState {
@@ -38,10 +39,16 @@ export interface Link {
   queues: number;
 }
 
+export interface Prefix {
+  address: string;
+  bits: number;
+}
+
 export interface Address {
   link: number;
-  address: string;
-  prefix_length: number;
+  prefix:
+    | Prefix
+    | undefined;
   /** Of a point-to-point link. */
   peer: string;
   broadcast: string;
@@ -51,9 +58,10 @@ export interface Address {
 }
 
 export interface RouteEntry {
-  /** Empty: the default route of its family. */
-  destination: string;
-  prefix_length: number;
+  /** Absent: the default route of its family. */
+  destination:
+    | Prefix
+    | undefined;
   /** 4 or 6. */
   family: number;
   gateway: string;
@@ -73,7 +81,7 @@ export interface RouteEntry {
   /** RTA_PREF. */
   preference: number;
   /** Several next hops; gateway and link are empty then. */
-  next_hops: NextHop[];
+  hops: NextHop[];
 }
 
 export interface NextHop {
@@ -94,10 +102,8 @@ export interface Neighbour {
 export interface Rule {
   family: number;
   priority: number;
-  source: string;
-  source_length: number;
-  destination: string;
-  destination_length: number;
+  source: Prefix | undefined;
+  destination: Prefix | undefined;
   table: number;
   mark: number;
   mask: number;
@@ -340,8 +346,75 @@ export const Link: MessageFns<Link> = {
   },
 };
 
+function createBasePrefix(): Prefix {
+  return { address: "", bits: 0 };
+}
+
+export const Prefix: MessageFns<Prefix> = {
+  encode(message: Prefix, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.address !== "") {
+      writer.uint32(10).string(message.address);
+    }
+    if (message.bits !== 0) {
+      writer.uint32(16).uint32(message.bits);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Prefix {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBasePrefix();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.address = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.bits = reader.uint32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<Prefix>): Prefix {
+    return Prefix.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Prefix>): Prefix {
+    const message = createBasePrefix();
+    message.address = object.address ?? "";
+    message.bits = object.bits ?? 0;
+    return message;
+  },
+};
+
 function createBaseAddress(): Address {
-  return { link: 0, address: "", prefix_length: 0, peer: "", broadcast: "", scope: 0, flags: 0 };
+  return { link: 0, prefix: undefined, peer: "", broadcast: "", scope: 0, flags: 0 };
 }
 
 export const Address: MessageFns<Address> = {
@@ -349,11 +422,8 @@ export const Address: MessageFns<Address> = {
     if (message.link !== 0) {
       writer.uint32(8).uint32(message.link);
     }
-    if (message.address !== "") {
-      writer.uint32(18).string(message.address);
-    }
-    if (message.prefix_length !== 0) {
-      writer.uint32(24).uint32(message.prefix_length);
+    if (message.prefix !== undefined) {
+      Prefix.encode(message.prefix, writer.uint32(18).fork()).join();
     }
     if (message.peer !== "") {
       writer.uint32(34).string(message.peer);
@@ -396,15 +466,7 @@ export const Address: MessageFns<Address> = {
               break;
             }
 
-            message.address = reader.string();
-            continue;
-          }
-          case 3: {
-            if (tag !== 24) {
-              break;
-            }
-
-            message.prefix_length = reader.uint32();
+            message.prefix = Prefix.decode(reader, reader.uint32());
             continue;
           }
           case 4: {
@@ -457,8 +519,9 @@ export const Address: MessageFns<Address> = {
   fromPartial(object: DeepPartial<Address>): Address {
     const message = createBaseAddress();
     message.link = object.link ?? 0;
-    message.address = object.address ?? "";
-    message.prefix_length = object.prefix_length ?? 0;
+    message.prefix = (object.prefix !== undefined && object.prefix !== null)
+      ? Prefix.fromPartial(object.prefix)
+      : undefined;
     message.peer = object.peer ?? "";
     message.broadcast = object.broadcast ?? "";
     message.scope = object.scope ?? 0;
@@ -469,8 +532,7 @@ export const Address: MessageFns<Address> = {
 
 function createBaseRouteEntry(): RouteEntry {
   return {
-    destination: "",
-    prefix_length: 0,
+    destination: undefined,
     family: 0,
     gateway: "",
     link: 0,
@@ -484,17 +546,14 @@ function createBaseRouteEntry(): RouteEntry {
     mtu: 0,
     tos: 0,
     preference: 0,
-    next_hops: [],
+    hops: [],
   };
 }
 
 export const RouteEntry: MessageFns<RouteEntry> = {
   encode(message: RouteEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
-    if (message.destination !== "") {
-      writer.uint32(10).string(message.destination);
-    }
-    if (message.prefix_length !== 0) {
-      writer.uint32(16).uint32(message.prefix_length);
+    if (message.destination !== undefined) {
+      Prefix.encode(message.destination, writer.uint32(10).fork()).join();
     }
     if (message.family !== 0) {
       writer.uint32(24).uint32(message.family);
@@ -535,7 +594,7 @@ export const RouteEntry: MessageFns<RouteEntry> = {
     if (message.preference !== 0) {
       writer.uint32(120).uint32(message.preference);
     }
-    for (const v of message.next_hops) {
+    for (const v of message.hops) {
       NextHop.encode(v!, writer.uint32(130).fork()).join();
     }
     return writer;
@@ -559,15 +618,7 @@ export const RouteEntry: MessageFns<RouteEntry> = {
               break;
             }
 
-            message.destination = reader.string();
-            continue;
-          }
-          case 2: {
-            if (tag !== 16) {
-              break;
-            }
-
-            message.prefix_length = reader.uint32();
+            message.destination = Prefix.decode(reader, reader.uint32());
             continue;
           }
           case 3: {
@@ -679,7 +730,7 @@ export const RouteEntry: MessageFns<RouteEntry> = {
               break;
             }
 
-            message.next_hops.push(NextHop.decode(reader, reader.uint32()));
+            message.hops.push(NextHop.decode(reader, reader.uint32()));
             continue;
           }
         }
@@ -699,8 +750,9 @@ export const RouteEntry: MessageFns<RouteEntry> = {
   },
   fromPartial(object: DeepPartial<RouteEntry>): RouteEntry {
     const message = createBaseRouteEntry();
-    message.destination = object.destination ?? "";
-    message.prefix_length = object.prefix_length ?? 0;
+    message.destination = (object.destination !== undefined && object.destination !== null)
+      ? Prefix.fromPartial(object.destination)
+      : undefined;
     message.family = object.family ?? 0;
     message.gateway = object.gateway ?? "";
     message.link = object.link ?? 0;
@@ -714,7 +766,7 @@ export const RouteEntry: MessageFns<RouteEntry> = {
     message.mtu = object.mtu ?? 0;
     message.tos = object.tos ?? 0;
     message.preference = object.preference ?? 0;
-    message.next_hops = object.next_hops?.map((e) => NextHop.fromPartial(e)) || [];
+    message.hops = object.hops?.map((e) => NextHop.fromPartial(e)) || [];
     return message;
   },
 };
@@ -917,10 +969,8 @@ function createBaseRule(): Rule {
   return {
     family: 0,
     priority: 0,
-    source: "",
-    source_length: 0,
-    destination: "",
-    destination_length: 0,
+    source: undefined,
+    destination: undefined,
     table: 0,
     mark: 0,
     mask: 0,
@@ -940,17 +990,11 @@ export const Rule: MessageFns<Rule> = {
     if (message.priority !== 0) {
       writer.uint32(16).uint32(message.priority);
     }
-    if (message.source !== "") {
-      writer.uint32(26).string(message.source);
+    if (message.source !== undefined) {
+      Prefix.encode(message.source, writer.uint32(26).fork()).join();
     }
-    if (message.source_length !== 0) {
-      writer.uint32(32).uint32(message.source_length);
-    }
-    if (message.destination !== "") {
-      writer.uint32(42).string(message.destination);
-    }
-    if (message.destination_length !== 0) {
-      writer.uint32(48).uint32(message.destination_length);
+    if (message.destination !== undefined) {
+      Prefix.encode(message.destination, writer.uint32(42).fork()).join();
     }
     if (message.table !== 0) {
       writer.uint32(56).uint32(message.table);
@@ -1013,15 +1057,7 @@ export const Rule: MessageFns<Rule> = {
               break;
             }
 
-            message.source = reader.string();
-            continue;
-          }
-          case 4: {
-            if (tag !== 32) {
-              break;
-            }
-
-            message.source_length = reader.uint32();
+            message.source = Prefix.decode(reader, reader.uint32());
             continue;
           }
           case 5: {
@@ -1029,15 +1065,7 @@ export const Rule: MessageFns<Rule> = {
               break;
             }
 
-            message.destination = reader.string();
-            continue;
-          }
-          case 6: {
-            if (tag !== 48) {
-              break;
-            }
-
-            message.destination_length = reader.uint32();
+            message.destination = Prefix.decode(reader, reader.uint32());
             continue;
           }
           case 7: {
@@ -1123,10 +1151,12 @@ export const Rule: MessageFns<Rule> = {
     const message = createBaseRule();
     message.family = object.family ?? 0;
     message.priority = object.priority ?? 0;
-    message.source = object.source ?? "";
-    message.source_length = object.source_length ?? 0;
-    message.destination = object.destination ?? "";
-    message.destination_length = object.destination_length ?? 0;
+    message.source = (object.source !== undefined && object.source !== null)
+      ? Prefix.fromPartial(object.source)
+      : undefined;
+    message.destination = (object.destination !== undefined && object.destination !== null)
+      ? Prefix.fromPartial(object.destination)
+      : undefined;
     message.table = object.table ?? 0;
     message.mark = object.mark ?? 0;
     message.mask = object.mask ?? 0;

@@ -34,13 +34,18 @@ pub struct Link {
     pub queues: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Prefix {
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub bits: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Address {
     #[prost(uint32, tag = "1")]
     pub link: u32,
-    #[prost(string, tag = "2")]
-    pub address: ::prost::alloc::string::String,
-    #[prost(uint32, tag = "3")]
-    pub prefix_length: u32,
+    #[prost(message, optional, tag = "2")]
+    pub prefix: ::core::option::Option<Prefix>,
     /// Of a point-to-point link.
     #[prost(string, tag = "4")]
     pub peer: ::prost::alloc::string::String,
@@ -54,11 +59,9 @@ pub struct Address {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RouteEntry {
-    /// Empty: the default route of its family.
-    #[prost(string, tag = "1")]
-    pub destination: ::prost::alloc::string::String,
-    #[prost(uint32, tag = "2")]
-    pub prefix_length: u32,
+    /// Absent: the default route of its family.
+    #[prost(message, optional, tag = "1")]
+    pub destination: ::core::option::Option<Prefix>,
     /// 4 or 6.
     #[prost(uint32, tag = "3")]
     pub family: u32,
@@ -92,7 +95,7 @@ pub struct RouteEntry {
     pub preference: u32,
     /// Several next hops; gateway and link are empty then.
     #[prost(message, repeated, tag = "16")]
-    pub next_hops: ::prost::alloc::vec::Vec<NextHop>,
+    pub hops: ::prost::alloc::vec::Vec<NextHop>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NextHop {
@@ -124,14 +127,10 @@ pub struct Rule {
     pub family: u32,
     #[prost(uint32, tag = "2")]
     pub priority: u32,
-    #[prost(string, tag = "3")]
-    pub source: ::prost::alloc::string::String,
-    #[prost(uint32, tag = "4")]
-    pub source_length: u32,
-    #[prost(string, tag = "5")]
-    pub destination: ::prost::alloc::string::String,
-    #[prost(uint32, tag = "6")]
-    pub destination_length: u32,
+    #[prost(message, optional, tag = "3")]
+    pub source: ::core::option::Option<Prefix>,
+    #[prost(message, optional, tag = "5")]
+    pub destination: ::core::option::Option<Prefix>,
     #[prost(uint32, tag = "7")]
     pub table: u32,
     #[prost(uint32, tag = "8")]

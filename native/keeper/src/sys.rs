@@ -282,7 +282,8 @@ pub fn wait_readable(fd: RawFd, deadline: Instant) -> bool {
 pub fn is_cgroup(directory: BorrowedFd) -> bool {
     let mut system: libc::statfs = unsafe { std::mem::zeroed() };
     let known = check(unsafe { libc::fstatfs(directory.as_raw_fd(), &mut system) } as libc::c_long).is_ok();
-    known && matches!(system.f_type, libc::CGROUP_SUPER_MAGIC | libc::CGROUP2_SUPER_MAGIC)
+    let magics = [libc::CGROUP_SUPER_MAGIC as u64, libc::CGROUP2_SUPER_MAGIC as u64];
+    known && magics.contains(&(system.f_type as u64))
 }
 
 /// Closes every descriptor from `first` on.

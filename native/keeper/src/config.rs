@@ -20,6 +20,8 @@ pub enum VsockMode {
     Hybrid { socket: PathBuf, ready_port: u32 },
     /// The kernel's vhost-vsock device.
     Kernel,
+    /// The kernel's where it can be had, else as "hybrid".
+    Auto { socket: PathBuf, ready_port: u32 },
 }
 
 #[derive(Debug, Clone)]
@@ -193,6 +195,7 @@ impl Reader {
         let mode = match inner.string("mode").as_str() {
             "hybrid" => VsockMode::Hybrid { socket: inner.path("socket"), ready_port: self.port("ready_port") },
             "kernel" => VsockMode::Kernel,
+            "auto" => VsockMode::Auto { socket: inner.path("socket"), ready_port: self.port("ready_port") },
             _ => {
                 inner.problem("mode must be \"hybrid\" or \"kernel\"");
                 VsockMode::Kernel

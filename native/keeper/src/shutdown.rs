@@ -52,7 +52,7 @@ async fn clients_left(keeper: &Keeper) {
 /// Removes every socket that this sandbox made in its directory.
 pub fn remove_sockets(dir: &Path, vsock: &VsockMode) {
     let mut directories: Vec<PathBuf> = vec![dir.to_owned(), dir.join("vsock")];
-    if let VsockMode::Hybrid { socket, .. } = vsock {
+    if let VsockMode::Hybrid { socket, .. } | VsockMode::Auto { socket, .. } = vsock {
         directories.extend(socket.parent().filter(|parent| parent.starts_with(dir)).map(Path::to_owned));
     }
     for directory in directories {

@@ -44,6 +44,8 @@ impl GuestVsock {
     /// ready message; on the kernel side its port has the CID's number, which no other guest of the host has.
     pub fn open(mode: &VsockMode) -> io::Result<(Self, GuestListener)> {
         match mode {
+            VsockMode::Auto { socket, ready_port } => Self::open(&VsockMode::Kernel)
+                .or_else(|_| Self::open(&VsockMode::Hybrid { socket: socket.clone(), ready_port: *ready_port })),
             VsockMode::Hybrid { socket, ready_port } => {
                 if let Some(dir) = socket.parent() {
                     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;

@@ -196,21 +196,25 @@ fn write_state(dir: &Path, uid: &str, settings: &Settings, door: &Door) -> Resul
         .raw("debug", flags.debug)
         .string("options", &base64(door.options))
         .end();
-    let vsock = Writer::object().string("mode", "hybrid").string("socket", &text(&dir.join("vsock/v.sock"))).end();
-    let keeper = Writer::object()
+    let wish = settings.engine_env.iter().find_map(|pair| pair.strip_prefix("KATA_VSOCK="));
+    let vsock = wish.filter(|wish| ["hybrid", "kernel"].contains(wish)).unwrap_or("auto");
+    let mut keeper = Writer::object()
         .raw("version", 1)
         .string("uid", uid)
         .raw("cgroups", "[]")
-        .raw("vsock", vsock)
         .raw("engine", json::strings(&settings.engine))
         .raw("engine_env", json::strings(&settings.engine_env))
         .string("engine_socket", &text(&settings.engine_socket))
         .string("task_socket", &text(&dir.join("t.sock")))
         .raw("agent_port", config::AGENT_PORT)
         .raw("stream_port", config::STREAM_PORT)
-        .raw("log_port", config::LOG_PORT)
-        .raw("ready_port", config::READY_PORT)
-        .end();
+        .raw("log_port", config::LOG_PORT);
+    let mut side = Writer::object().string("mode", vsock);
+    if vsock != "kernel" {
+        side = side.string("socket", &text(&dir.join("vsock/v.sock")));
+        keeper = keeper.raw("ready_port", config::READY_PORT);
+    }
+    let keeper = keeper.raw("vsock", side.end()).end();
     for name in ["vsock", "shared"] {
         make_private(&dir.join(name), false)?;
     }

@@ -165,6 +165,8 @@ test('both generations of containerd are answered in their own form', async () =
   const options = (socket: string): Buffer => Buffer.from(door(socket).options as string, 'base64');
   const older = shim.started('older', shim.bundle('older', {}), { stdin: encoded, env: { MAX_SHIM_VERSION: '2' } });
   assert.ok(options(older).equals(encoded));
+  const much = shim.start('much', shim.bundle('much', {}), { stdin: Buffer.alloc(600_000, 'x') });
+  assert.match(much.stderr.toString(), /options have 600000 bytes, at most 524288/);
   const params = BootstrapParams.fromPartial({
     instance_id: 'newer',
     namespace: 'default',
@@ -178,6 +180,30 @@ test('both generations of containerd are answered in their own form', async () =
   const socket = answer.address.slice('unix://'.length);
   assert.ok(options(socket).equals(encoded));
   assert.equal(readFileSync(join(shim.dir, 'bundles/newer/address'), 'utf8'), answer.address);
+});
+
+test('what a start that was killed has left is replaced by the next one', async () => {
+  await using shim = new Shim();
+  const bundle = shim.bundle('one', {});
+  // A keeper that never says that it is ready: the start waits for it, and is killed.
+  const silent = join(shim.dir, 'silent');
+  writeFileSync(silent, `#!/bin/sh\nmkfifo ${silent}.fifo\nread line < ${silent}.fifo\n`, { mode: 0o755 });
+  shim.settings({ keeper: silent });
+  const flags = ['-namespace', 'default', '-address', '/run/containerd/containerd.sock', '-id', 'one', 'start'];
+  const start = spawn(shim.program, flags, { cwd: bundle, stdio: 'ignore' });
+  const exited = once(start, 'exit');
+  await until(
+    'the key is made and the keeper runs',
+    () => shim.keys().length === 1 && shim.keepers(silent).length === 1,
+  );
+  const left = shim.keyTarget();
+  start.kill('SIGKILL');
+  await exited;
+  for (const pid of shim.keepers(silent)) await shim.kill(pid);
+  shim.settings();
+  shim.started('one', bundle);
+  assert.notEqual(shim.keyTarget(), left);
+  assert.deepEqual(shim.sandboxes(), [shim.keyTarget()]);
 });
 
 test('-info, -v and what is no action', async () => {

@@ -105,14 +105,15 @@ export class Shim implements AsyncDisposable {
     return existsSync(join(this.run, 'k')) ? readdirSync(join(this.run, 'k')) : [];
   }
 
-  /** The keepers that serve a directory here. */
-  keepers(): number[] {
+  /** The keepers that serve a directory here; `script`: those that are no binary but this shell script. */
+  keepers(script?: string): number[] {
     return readdirSync('/proc')
       .filter((name) => /^\d+$/.test(name))
       .map(Number)
       .filter((pid) => {
         try {
           const words = readFileSync(`/proc/${pid}/cmdline`, 'latin1').split('\0');
+          if (script !== undefined && words[1] === script) words.shift();
           return words[1] === 'serve' && words[3]?.startsWith(`${this.run}/`) === true && alive(pid);
         } catch {
           return false;

@@ -18,7 +18,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const MAX_STDIN_BYTES: u64 = 10 * 1024 * 1024;
+const MAX_STDIN_BYTES: usize = 10 * 1024 * 1024;
+/// What door.json has room for.
+const MAX_OPTIONS_BYTES: usize = 512 * 1024;
+const STDIN_BOUND: Duration = Duration::from_secs(5);
 const READY_BOUND: Duration = Duration::from_secs(10);
 const MAX_READY_BYTES: usize = 4096;
 /// How long another start or clean-up of the same sandbox is waited for.
@@ -43,6 +46,9 @@ pub fn run(flags: &Flags, settings: &Settings) -> Result<Vec<u8>, String> {
         "" => std::env::current_dir().map_err(|error| format!("working directory: {error}"))?,
         path => PathBuf::from(path),
     };
+    if bundle.to_str().is_none() {
+        return Err(format!("the bundle's path {bundle:?} is not UTF-8"));
+    }
     let input = read_input(flags)?;
     let places = Places { run: settings.run.clone() };
     let address = match bundle::role(&bundle)? {
@@ -66,26 +72,46 @@ pub fn run(flags: &Flags, settings: &Settings) -> Result<Vec<u8>, String> {
 }
 
 fn read_input(flags: &Flags) -> Result<Input, String> {
+    let bytes = read_stdin().map_err(|error| format!("options on stdin: {error}"))?;
+    let input = parse_input(flags, bytes);
+    match input.options.len() {
+        0..=MAX_OPTIONS_BYTES => Ok(input),
+        length => Err(format!("the runtime's options have {length} bytes, at most {MAX_OPTIONS_BYTES} are taken")),
+    }
+}
+
+fn read_stdin() -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let mut stdin = io::stdin().lock();
-    // A person's terminal and /dev/null are character devices.
-    let device = fs::metadata("/proc/self/fd/0").is_ok_and(|metadata| metadata.file_type().is_char_device());
-    if !device {
-        let read = stdin.by_ref().take(MAX_STDIN_BYTES + 1).read_to_end(&mut bytes);
-        read.map_err(|error| format!("options on stdin: {error}"))?;
+    // A person's terminal and /dev/null are character devices, and have nothing to say.
+    if fs::metadata("/proc/self/fd/0").map_or(true, |metadata| metadata.file_type().is_char_device()) {
+        return Ok(bytes);
     }
-    if bytes.len() as u64 > MAX_STDIN_BYTES {
-        return Err(format!("options on stdin: over {MAX_STDIN_BYTES} bytes"));
+    let deadline = Instant::now() + STDIN_BOUND;
+    let mut buffer = [0; 16 * 1024];
+    loop {
+        if !sys::wait_readable(0, deadline) {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "their end does not come"));
+        }
+        match io::stdin().lock().read(&mut buffer)? {
+            0 => return Ok(bytes),
+            count => bytes.extend_from_slice(&buffer[..count]),
+        }
+        if bytes.len() > MAX_STDIN_BYTES {
+            return Err(io::Error::other(format!("over {MAX_STDIN_BYTES} bytes")));
+        }
     }
+}
+
+fn parse_input(flags: &Flags, bytes: Vec<u8>) -> Input {
     // The options of an older containerd decode as parameters, too, but name no instance of ours.
     match BootstrapParams::decode(bytes.as_slice()) {
         Ok(params) if params.instance_id == flags.id && params.namespace == flags.namespace => {
             let mut extensions: Vec<Any> = params.extensions.into_iter().filter_map(|one| one.value).collect();
             let at = extensions.iter().position(|any| any.type_url.ends_with(RUNTIME_OPTIONS)).unwrap_or(0);
             let options = if extensions.is_empty() { Vec::new() } else { extensions.swap_remove(at).encode_to_vec() };
-            Ok(Input { bootstrap: true, options })
+            Input { bootstrap: true, options }
         }
-        _ => Ok(Input { bootstrap: false, options: bytes }),
+        _ => Input { bootstrap: false, options: bytes },
     }
 }
 

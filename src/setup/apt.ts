@@ -60,8 +60,16 @@ export async function installPackages(
     });
   await context.apt.run(async () => {
     progress.update(`installing ${missing.join(' ')}`);
+    // apt refuses to work on what an interrupted one left. What cannot be configured yet gets its dependencies by --fix-broken;
+    // nothing of the system's owner goes for it.
+    await context.runner.run({ argv: ['dpkg', '--configure', '-a'], phase, signal }).catch(() => '');
     await withFreshLists(context, phase, progress, signal, () =>
-      aptGet(context, ['install', ...missing], { phase, progress, signal, hint: `try by hand: ${byHand}` }),
+      aptGet(context, ['install', '--fix-broken', '--no-remove', ...missing], {
+        phase,
+        progress,
+        signal,
+        hint: `try by hand: ${byHand}`,
+      }),
     );
   });
   return missing;

@@ -23,6 +23,7 @@ export class FakeMachine implements Runner {
   /** Content of what cargo builds: the "compiled" sources. */
   compile: (crate: string) => string = (crate) => crate;
   readonly #directory: string;
+  #cutOff = false;
 
   constructor(directory: string) {
     this.#directory = directory;
@@ -36,6 +37,11 @@ export class FakeMachine implements Runner {
     return path;
   }
 
+  /** An installation was killed: apt refuses until dpkg has gone on. */
+  cutOff(): void {
+    this.#cutOff = true;
+  }
+
   async which(name: string): Promise<string | undefined> {
     if (['apt-get', 'dpkg-deb'].includes(name)) return `/usr/bin/${name}`;
     if (name === 'qemu-system-x86_64') return this.#program(name, ['qemu-system-x86']);
@@ -47,7 +53,7 @@ export class FakeMachine implements Runner {
   async run({ argv, phase, cwd, env }: ProgramCall): Promise<string> {
     const words = argv
       .map((word) => word.split('/').at(-1) as string)
-      .filter((word) => !/^-[oyq]|^--no-install/.test(word));
+      .filter((word) => !/^-[oyq]|^--(no-install|fix-broken|no-remove)/.test(word));
     const line = words.join(' ');
     const [program, verb] = words;
     if (this.fail !== undefined && line.includes(this.fail))
@@ -59,6 +65,9 @@ export class FakeMachine implements Runner {
     if (program === 'rustc') return verb === '-vV' ? `release: 1.96.0\nhost: x\n` : '/nowhere';
     if (program === 'apt-cache') return this.#aptCache(words.at(-1) as string);
     this.calls.push(line);
+    if (program === 'dpkg') this.#cutOff = false;
+    if (program === 'apt-get' && verb === 'install' && this.#cutOff)
+      throw new KataError('SETUP_INCOMPLETE', 'E: dpkg was interrupted', { phase });
     if (program === 'apt-get' && verb === 'install') for (const name of words.slice(2)) this.installed.add(name);
     if (program === 'apt-get' && verb === 'download') this.#download(argv.at(-1) as string, cwd as string);
     if (program === 'dpkg-deb') this.#unpack(argv.at(-1) as string);

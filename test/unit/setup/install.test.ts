@@ -91,6 +91,12 @@ test('an interrupted run goes on where it stopped', { skip: !isRoot && 'needs ro
   if (done) assert.ok(!again.some((line) => line.includes('busybox')), again.join('\n'));
 });
 
+test('an installation that was cut off is gone on with', { skip: !isRoot && 'needs root' }, async () => {
+  machine.cutOff();
+  await setUp();
+  assert.equal(isReady(home, assets, ['base']), true);
+});
+
 test('changed sources make new programs and a new image beside the old ones', {
   skip: !isRoot && 'needs root',
 }, async () => {

@@ -18,12 +18,14 @@ use tokio::io::Interest;
 
 /// For the preparation of a process inside the guest; the host's own deadline is usually shorter.
 const LAUNCH_TIMEOUT: Duration = Duration::from_secs(60);
+/// With volumes to fill.
+const FILL_TIMEOUT: Duration = Duration::from_secs(600);
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_CONTAINERS: usize = 1024;
 const TERMINATION_PATH: &str = "io.kubernetes.container.terminationMessagePath";
 
 /// Waits for a process on its way without blocking the agent.
-async fn finish<T>(mut pending: Pending<T>) -> Result<T> {
+async fn finish<T>(mut pending: Pending<T>, timeout: Duration) -> Result<T> {
     let waiting = async {
         loop {
             if let Some(done) = pending.advance().map_err(|error| status_of(&error))? {
@@ -36,8 +38,8 @@ async fn finish<T>(mut pending: Pending<T>) -> Result<T> {
             ready.readable().await.context(|| "process: wait".to_owned())?.retain_ready();
         }
     };
-    tokio::time::timeout(LAUNCH_TIMEOUT, waiting).await.unwrap_or_else(|_| {
-        let seconds = LAUNCH_TIMEOUT.as_secs();
+    tokio::time::timeout(timeout, waiting).await.unwrap_or_else(|_| {
+        let seconds = timeout.as_secs();
         Err(status(Code::DeadlineExceeded, format!("process: not ready after {seconds} s, killed")))
     })
 }
@@ -106,6 +108,7 @@ async fn create_reserved(
     let (stdio, streams) = prepare(terminal, wants_input(ports))?.split();
     let process = Process::new(streams);
     container.processes.borrow_mut().insert(String::new(), Rc::clone(&process));
+    let timeout = if kata_container::fills_volumes(&spec) { FILL_TIMEOUT } else { LAUNCH_TIMEOUT };
     let params = CreateParams {
         id: container.id.clone(),
         rootfs: container.rootfs.clone(),
@@ -119,7 +122,7 @@ async fn create_reserved(
     let pending = kata_container::Container::create(params).map_err(|error| status_of(&error))?;
     let cloned_us = began.elapsed().as_micros();
     watch_process(agent, container, &process, pending.pid());
-    let mut made = finish(pending).await?;
+    let mut made = finish(pending, timeout).await?;
     log::debug!(
         "container",
         "{}: cloned after {cloned_us} us, set up after {} us",
@@ -172,7 +175,7 @@ pub async fn start(container: Rc<Container>) -> Result<()> {
     }
     container.phase.set(Phase::Starting);
     let pending = container.with(kata_container::Container::start)?;
-    let outcome = finish(pending).await;
+    let outcome = finish(pending, LAUNCH_TIMEOUT).await;
     if container.phase.get() == Phase::Starting {
         container.phase.set(Phase::Started);
     }
@@ -201,7 +204,7 @@ pub async fn exec(agent: Rc<Agent>, container: Rc<Container>, request: ExecProce
         let string_user = request.string_user.as_ref();
         let pending = container.with(|inner| inner.exec(&wanted, string_user, stdio))?;
         watch_process(&agent, &container, &process, pending.pid());
-        let mut made = finish(pending).await?;
+        let mut made = finish(pending, LAUNCH_TIMEOUT).await?;
         if let Some(master) = made.master.take() {
             process.adopt_terminal(master)?;
         }

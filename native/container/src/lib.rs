@@ -32,3 +32,8 @@ pub use users::{find_user, Identity};
 pub fn make_root_pivotable() -> Result<()> {
     rootfs::cover_root().map_err(|errno| ContainerError::new(Step::Rootfs, errno, "/", "bind over itself"))
 }
+
+/// Whether the creation copies content of the image into volumes, which takes as long as there is content.
+pub fn fills_volumes(spec: &kata_protocol::grpc::Spec) -> bool {
+    spec.mounts.iter().any(rootfs::wants_fill)
+}

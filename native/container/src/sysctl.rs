@@ -17,7 +17,7 @@ pub(crate) fn apply(proc_dir: BorrowedFd<'_>, sysctl: &BTreeMap<String, String>,
         let path = path_of(name, scope)?;
         let failure = |errno| ContainerError::new(Step::Sysctl, errno, name, format!("write {value:?} to"));
         let file =
-            open_at2(proc_dir, &format!("sys/{path}"), libc::O_WRONLY, RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
+            open_at2(proc_dir, format!("sys/{path}"), libc::O_WRONLY, RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
                 .map_err(failure)?;
         write_once(file.as_fd(), value.as_bytes()).map_err(failure)?;
     }

@@ -1,57 +1,124 @@
-//! `tmpcopyup`: a tmpfs that begins with what the image has at its place.
+//! Copies what the image has at a place: into a tmpfs (`tmpcopyup`) or into an empty volume (`kata-ts.copyup=DIR`).
+use crate::sys::xattr::{get_xattr, list_xattrs, set_xattr};
 use crate::sys::{
-    chown_fd, errno_of, fchmod, file_type, list, mkdir_at, mknod_at, open_at, read_link_at, stat_fd, symlink_at,
+    chmod_at, chown_fd, cwd, errno_of, file_type, link_fd, mkdir_at, mknod_at, open_at, open_at2, read_link_at,
+    set_times, stat_fd, symlink_at, RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS,
 };
-use std::fs::File;
+use std::collections::HashMap;
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 
-const DEPTH_LIMIT: u32 = 64;
-const ENTRY_LIMIT: usize = 65_536;
+/// An image's path has 4096 bytes at most; every level holds descriptors.
+const DEPTH_LIMIT: u32 = 256;
+/// As many as a layer may have.
+const ENTRY_LIMIT: usize = 1_000_000;
+/// What belongs to the files. Everything else belongs to a file system or to a security module.
+const ATTRIBUTES: [&[u8]; 3] = [b"security.capability", b"system.posix_acl_access", b"system.posix_acl_default"];
+const USER_ATTRIBUTES: &[u8] = b"user.";
 
-/// Copies directories, regular files, symbolic links and fifos with owner and mode; devices and sockets are left out.
-pub(crate) fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), i32> {
-    let mut left = ENTRY_LIMIT;
-    copy_directory(from, to, 0, &mut left)
+/// What failed, and at which path below the copied directory.
+pub(crate) struct CopyError {
+    pub errno: i32,
+    pub path: String,
 }
 
-fn copy_directory(from: BorrowedFd<'_>, to: BorrowedFd<'_>, depth: u32, left: &mut usize) -> Result<(), i32> {
-    if depth > DEPTH_LIMIT {
-        return Err(libc::ENAMETOOLONG);
-    }
-    let from = open_at(from, ".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
-    let stat = stat_fd(from.as_fd())?;
-    for name in list(from.as_fd(), *left)? {
-        *left = left.checked_sub(1).ok_or(libc::E2BIG)?;
-        copy_entry(from.as_fd(), to, &name, depth, left)?;
-    }
-    let to = open_at(to, ".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
-    chown_fd(to.as_fd(), stat.st_uid, stat.st_gid)?;
-    fchmod(to.as_fd(), stat.st_mode & 0o7777)
+/// Copies directories, regular files, symbolic links and fifos with owner, mode, extended attributes and times; files
+/// that are one in `from` are one in `to`. Devices and sockets are left out. Nothing that exists is replaced.
+pub(crate) fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), CopyError> {
+    let mut copy = Copy { to, path: Vec::new(), left: ENTRY_LIMIT, links: HashMap::new() };
+    copy.directory(from, to, 0)
+        .map_err(|errno| CopyError { errno, path: format!(".{}", String::from_utf8_lossy(&copy.path)) })
 }
 
-fn copy_entry(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &str, depth: u32, left: &mut usize) -> Result<(), i32> {
-    let source = open_at(from, name, libc::O_PATH | libc::O_NOFOLLOW, 0)?;
-    let stat = stat_fd(source.as_fd())?;
+pub(crate) fn is_empty(directory: BorrowedFd<'_>) -> Result<bool, i32> {
+    Ok(fs::read_dir(itself(directory)).map_err(|error| errno_of(&error))?.next().is_none())
+}
+
+/// A path that is what the descriptor is, for the calls that take no O_PATH descriptor.
+fn itself(fd: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+struct Copy<'a> {
+    to: BorrowedFd<'a>,
+    /// Of the entry at work, below `to`; after a failure, of the one that failed.
+    path: Vec<u8>,
+    left: usize,
+    /// Where a file with several names was copied first, by device and inode.
+    links: HashMap<(libc::dev_t, libc::ino_t), Vec<u8>>,
+}
+
+impl Copy<'_> {
+    fn directory(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, depth: u32) -> Result<(), i32> {
+        if depth > DEPTH_LIMIT {
+            return Err(libc::ENAMETOOLONG);
+        }
+        let from = open_at(from, ".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
+        for entry in fs::read_dir(itself(from.as_fd())).map_err(|error| errno_of(&error))? {
+            let name = entry.map_err(|error| errno_of(&error))?.file_name().into_vec();
+            let length = self.path.len();
+            self.path.push(b'/');
+            self.path.extend(&name);
+            self.left = self.left.checked_sub(1).ok_or(libc::E2BIG)?;
+            self.entry(from.as_fd(), to, &name, depth)?;
+            self.path.truncate(length);
+        }
+        copy_metadata(from.as_fd(), to)
+    }
+
+    fn entry(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &[u8], depth: u32) -> Result<(), i32> {
+        let source = open_at(from, name, libc::O_PATH | libc::O_NOFOLLOW, 0)?;
+        let stat = stat_fd(source.as_fd())?;
+        let made = || open_at(to, name, libc::O_PATH | libc::O_NOFOLLOW, 0);
+        match file_type(&stat) {
+            libc::S_IFDIR => {
+                mkdir_at(to, name, 0o700)?;
+                return self.directory(source.as_fd(), made()?.as_fd(), depth + 1);
+            }
+            libc::S_IFSOCK | libc::S_IFCHR | libc::S_IFBLK => return Ok(()),
+            _ if stat.st_nlink > 1 => {
+                if let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)) {
+                    return link_fd(self.open_copied(first)?.as_fd(), to, name);
+                }
+                self.links.insert((stat.st_dev, stat.st_ino), self.path.clone());
+            }
+            _ => {}
+        }
+        match file_type(&stat) {
+            libc::S_IFREG => copy_content(from, to, name)?,
+            libc::S_IFLNK => symlink_at(&read_link_at(source.as_fd(), "")?, to, name)?,
+            libc::S_IFIFO => mknod_at(to, name, libc::S_IFIFO | 0o600, 0)?,
+            _ => return Err(libc::EINVAL),
+        }
+        copy_metadata(source.as_fd(), made()?.as_fd())
+    }
+
+    fn open_copied(&self, path: &[u8]) -> Result<OwnedFd, i32> {
+        open_at2(self.to, path, libc::O_PATH | libc::O_NOFOLLOW, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS)
+    }
+}
+
+fn copy_content(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &[u8]) -> Result<(), i32> {
     let no_follow = libc::O_NOFOLLOW;
-    match file_type(&stat) {
-        libc::S_IFDIR => {
-            mkdir_at(to, name, 0o700)?;
-            let target = open_at(to, name, libc::O_PATH | libc::O_DIRECTORY | no_follow, 0)?;
-            return copy_directory(source.as_fd(), target.as_fd(), depth + 1, left);
-        }
-        libc::S_IFREG => {
-            let mut reader = File::from(open_at(from, name, libc::O_RDONLY | libc::O_NONBLOCK | no_follow, 0)?);
-            let mut writer =
-                File::from(open_at(to, name, libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | no_follow, 0o600)?);
-            io::copy(&mut reader, &mut writer).map_err(|error| errno_of(&error))?;
-            chown_fd(writer.as_fd(), stat.st_uid, stat.st_gid)?;
-            return fchmod(writer.as_fd(), stat.st_mode & 0o7777);
-        }
-        libc::S_IFLNK => symlink_at(&read_link_at(source.as_fd(), "")?, to, name)?,
-        libc::S_IFIFO => mknod_at(to, name, stat.st_mode & (libc::S_IFMT | 0o7777), 0)?,
-        _ => return Ok(()),
+    let mut reader = File::from(open_at(from, name, libc::O_RDONLY | libc::O_NONBLOCK | no_follow, 0)?);
+    let mut writer = File::from(open_at(to, name, libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | no_follow, 0o600)?);
+    io::copy(&mut reader, &mut writer).map(drop).map_err(|error| errno_of(&error))
+}
+
+/// Owner first: a change of owner takes the set-id bits and the capabilities away. Times last.
+fn copy_metadata(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), i32> {
+    let stat = stat_fd(from)?;
+    let (source, target) = (itself(from), itself(to));
+    chown_fd(to, stat.st_uid, stat.st_gid)?;
+    if file_type(&stat) != libc::S_IFLNK {
+        chmod_at(cwd(), &target, stat.st_mode & 0o7777)?;
     }
-    let target = open_at(to, name, libc::O_PATH | no_follow, 0)?;
-    chown_fd(target.as_fd(), stat.st_uid, stat.st_gid)
+    for name in list_xattrs(&source)? {
+        if ATTRIBUTES.contains(&name.to_bytes()) || name.to_bytes().starts_with(USER_ATTRIBUTES) {
+            set_xattr(&target, &name, &get_xattr(&source, &name)?)?;
+        }
+    }
+    set_times(to, &stat)
 }

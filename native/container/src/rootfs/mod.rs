@@ -16,7 +16,7 @@ use resolve::{open_or_create, Kind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-pub(crate) use mounts::PROC_MAGIC;
+pub(crate) use mounts::{wants_fill, PROC_MAGIC};
 
 fn failure(path: &str, errno: i32, what: &str) -> ContainerError {
     ContainerError::new(Step::Rootfs, errno, path, what)
@@ -61,6 +61,9 @@ impl<'a> Rootfs<'a> {
     /// Mounts, devices and the working directory.
     pub(crate) fn populate(&self, proc_dir: BorrowedFd<'_>, user_namespace: bool) -> Result<()> {
         let place = Place { root: self.root(), proc_dir };
+        for entry in &self.spec.mounts {
+            mounts::fill(&place, entry)?;
+        }
         for entry in &self.spec.mounts {
             mounts::mount(&place, entry)?;
         }

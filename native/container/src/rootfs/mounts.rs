@@ -1,5 +1,5 @@
 //! The mounts of the spec, in order, each attached by descriptor to a place beneath the container's root.
-use super::copyup::copy_tree;
+use super::copyup::{copy_tree, is_empty, CopyError};
 use super::options::{self, MountOptions};
 use super::resolve::{open_or_create, Kind};
 use crate::error::{ContainerError, Result, Step};
@@ -34,6 +34,31 @@ fn failure(mount: &Mount, errno: i32, what: &str) -> ContainerError {
         &mount.destination,
         format!("{what}: {}{source}{} on", mount.r#type, mount.source),
     )
+}
+
+fn copy_failure(mount: &Mount, error: &CopyError) -> ContainerError {
+    failure(mount, error.errno, &format!("copy {} of the image", error.path))
+}
+
+/// Whether the mount asks for `fill`.
+pub(crate) fn wants_fill(entry: &Mount) -> bool {
+    options::parse(&entry.options).fill.is_some()
+}
+
+/// Puts what the image has at the mount's destination into the volume that is mounted there later, when the volume is
+/// empty. To be done before anything covers the image. A destination that the image does not have is no error.
+pub(crate) fn fill(place: &Place<'_>, entry: &Mount) -> Result<()> {
+    let Some(directory) = options::parse(&entry.options).fill else { return Ok(()) };
+    let source = match open_in_root(place.root, &entry.destination) {
+        Err(libc::ENOENT) => return Ok(()),
+        opened => opened.map_err(|errno| failure(entry, errno, "the image's content"))?,
+    };
+    let volume = sys::open(&directory, libc::O_RDONLY | libc::O_DIRECTORY)
+        .map_err(|errno| ContainerError::new(Step::Mount, errno, &directory, "volume to be filled"))?;
+    if is_empty(volume.as_fd()).map_err(|errno| failure(entry, errno, "read the volume"))? {
+        copy_tree(source.as_fd(), volume.as_fd()).map_err(|error| copy_failure(entry, &error))?;
+    }
+    Ok(())
 }
 
 pub(crate) fn mount(place: &Place<'_>, entry: &Mount) -> Result<()> {
@@ -117,8 +142,7 @@ fn make(place: &Place<'_>, entry: &Mount, kind: &str, options: &MountOptions) ->
     let attributes = options.attributes.set | options.recursive_attributes.set;
     let mounted = if options.copy_up && kind == "tmpfs" {
         let mounted = context.mount(attributes & !ATTR_RDONLY).map_err(refused)?;
-        copy_tree(target.as_fd(), mounted.as_fd())
-            .map_err(|errno| failure(entry, errno, "copy the image's content"))?;
+        copy_tree(target.as_fd(), mounted.as_fd()).map_err(|error| copy_failure(entry, &error))?;
         set_attributes(mounted.as_fd(), attributes & ATTR_RDONLY, 0, false)
             .map_err(|errno| failure(entry, errno, "attributes"))?;
         mounted
@@ -155,7 +179,7 @@ fn kernel_target(place: &Place<'_>, entry: &Mount) -> Result<OwnedFd> {
     let strict = || {
         open_at2(
             place.root,
-            &entry.destination,
+            entry.destination.as_str(),
             libc::O_PATH,
             RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS,
         )

@@ -4,6 +4,9 @@ use crate::sys::mount::{
     ATTR_STRICTATIME,
 };
 
+/// Ours alone: no file system and no runtime knows it.
+const FILL_OPTION: &str = "kata-ts.copyup=";
+
 /// Attributes of a mount to set and to clear (ATTR_*).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Attributes {
@@ -29,7 +32,10 @@ pub(crate) struct MountOptions {
     /// rbind
     pub recursive: bool,
     pub remount: bool,
+    /// tmpcopyup
     pub copy_up: bool,
+    /// A volume's directory in the guest, which begins with what the image has at the mount's destination.
+    pub fill: Option<String>,
     pub attributes: Attributes,
     /// `rro`, `rnosuid`, …: for the mount and everything below.
     pub recursive_attributes: Attributes,
@@ -105,6 +111,10 @@ pub(crate) fn parse(options: &[String]) -> MountOptions {
             parsed.recursive_attributes.apply(set, clear);
             continue;
         }
+        if let Some(directory) = name.strip_prefix(FILL_OPTION) {
+            parsed.fill = Some(directory.to_owned());
+            continue;
+        }
         match name {
             "bind" => parsed.bind = true,
             "rbind" => (parsed.bind, parsed.recursive) = (true, true),
@@ -143,6 +153,14 @@ mod tests {
         let options = parse_words("rro,rnosuid,rw");
         assert_eq!(options.recursive_attributes.set, ATTR_RDONLY | ATTR_NOSUID);
         assert_eq!(options.attributes, Attributes { set: 0, clear: ATTR_RDONLY });
+    }
+
+    #[test]
+    fn a_volume_to_fill_is_no_option_of_the_file_system() {
+        let options = parse_words("rbind,rprivate,ro,kata-ts.copyup=/run/x-fill");
+        assert_eq!(options.fill.as_deref(), Some("/run/x-fill"));
+        assert!(options.data.is_empty() && options.bind);
+        assert_eq!(parse_words("rbind,kata-ts.copyups=/x").fill, None);
     }
 
     #[test]

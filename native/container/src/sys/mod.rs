@@ -1,6 +1,7 @@
 //! System calls by descriptor. libc's path wrappers are avoided where a path of the container could be swapped under us.
 pub(crate) mod mount;
 pub(crate) mod process;
+pub(crate) mod xattr;
 
 use std::ffi::CString;
 use std::fs::File;
@@ -42,8 +43,14 @@ pub(crate) fn c_string(text: impl Into<Vec<u8>>) -> Result<CString, i32> {
 }
 
 /// openat2(2): resolves as `resolve` says, never further.
-pub(crate) fn open_at2(root: BorrowedFd<'_>, path: &str, flags: i32, resolve: u64) -> Result<OwnedFd, i32> {
-    let path = c_string(if path.is_empty() { "." } else { path })?;
+pub(crate) fn open_at2(
+    root: BorrowedFd<'_>,
+    path: impl Into<Vec<u8>>,
+    flags: i32,
+    resolve: u64,
+) -> Result<OwnedFd, i32> {
+    let path = path.into();
+    let path = c_string(if path.is_empty() { b".".to_vec() } else { path })?;
     // SAFETY: an all-zero open_how is valid: no flags, no mode, no restrictions.
     let mut how: libc::open_how = unsafe { MaybeUninit::zeroed().assume_init() };
     how.flags = (flags | libc::O_CLOEXEC) as u64;
@@ -59,7 +66,12 @@ pub(crate) fn open_in_root(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, 
     open_at2(root, path, libc::O_PATH, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
 }
 
-pub(crate) fn open_at(directory: BorrowedFd<'_>, path: &str, flags: i32, mode: u32) -> Result<OwnedFd, i32> {
+pub(crate) fn open_at(
+    directory: BorrowedFd<'_>,
+    path: impl Into<Vec<u8>>,
+    flags: i32,
+    mode: u32,
+) -> Result<OwnedFd, i32> {
     let path = c_string(path)?;
     // SAFETY: path outlives the call.
     check_fd(libc::c_long::from(unsafe {
@@ -76,23 +88,33 @@ pub(crate) fn open(path: &str, flags: i32) -> Result<OwnedFd, i32> {
     open_at(cwd(), path, flags, 0)
 }
 
-pub(crate) fn mkdir_at(directory: BorrowedFd<'_>, name: &str, mode: u32) -> Result<(), i32> {
+pub(crate) fn mkdir_at(directory: BorrowedFd<'_>, name: impl Into<Vec<u8>>, mode: u32) -> Result<(), i32> {
     let name = c_string(name)?;
     // SAFETY: name outlives the call.
     check(libc::c_long::from(unsafe { libc::mkdirat(directory.as_raw_fd(), name.as_ptr(), mode) })).map(drop)
 }
 
-pub(crate) fn mknod_at(directory: BorrowedFd<'_>, name: &str, mode: u32, device: u64) -> Result<(), i32> {
+pub(crate) fn mknod_at(directory: BorrowedFd<'_>, name: impl Into<Vec<u8>>, mode: u32, device: u64) -> Result<(), i32> {
     let name = c_string(name)?;
     // SAFETY: name outlives the call.
     check(libc::c_long::from(unsafe { libc::mknodat(directory.as_raw_fd(), name.as_ptr(), mode, device) })).map(drop)
 }
 
-pub(crate) fn symlink_at(target: &[u8], directory: BorrowedFd<'_>, name: &str) -> Result<(), i32> {
+pub(crate) fn symlink_at(target: &[u8], directory: BorrowedFd<'_>, name: impl Into<Vec<u8>>) -> Result<(), i32> {
     let (target, name) = (c_string(target)?, c_string(name)?);
     // SAFETY: both strings outlive the call.
     check(libc::c_long::from(unsafe { libc::symlinkat(target.as_ptr(), directory.as_raw_fd(), name.as_ptr()) }))
         .map(drop)
+}
+
+/// Gives what the descriptor is one more name. An O_PATH descriptor will do.
+pub(crate) fn link_fd(fd: BorrowedFd<'_>, directory: BorrowedFd<'_>, name: impl Into<Vec<u8>>) -> Result<(), i32> {
+    let name = c_string(name)?;
+    // SAFETY: both strings outlive the call.
+    check(libc::c_long::from(unsafe {
+        libc::linkat(fd.as_raw_fd(), c"".as_ptr(), directory.as_raw_fd(), name.as_ptr(), libc::AT_EMPTY_PATH)
+    }))
+    .map(drop)
 }
 
 pub(crate) fn unlink_at(directory: BorrowedFd<'_>, name: &str) -> Result<(), i32> {
@@ -128,9 +150,15 @@ pub(crate) fn chmod_at(directory: BorrowedFd<'_>, name: &str, mode: u32) -> Resu
     check(libc::c_long::from(unsafe { libc::fchmodat(directory.as_raw_fd(), name.as_ptr(), mode, 0) })).map(drop)
 }
 
-pub(crate) fn fchmod(fd: BorrowedFd<'_>, mode: u32) -> Result<(), i32> {
-    // SAFETY: takes no memory.
-    check(libc::c_long::from(unsafe { libc::fchmod(fd.as_raw_fd(), mode) })).map(drop)
+/// Gives what the descriptor is the times of access and modification of `stat`. An O_PATH descriptor will do.
+pub(crate) fn set_times(fd: BorrowedFd<'_>, stat: &libc::stat) -> Result<(), i32> {
+    let time = |seconds, nanoseconds| libc::timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+    let times = [time(stat.st_atime, stat.st_atime_nsec), time(stat.st_mtime, stat.st_mtime_nsec)];
+    // SAFETY: two times, as utimensat wants; both pointers outlive the call.
+    check(libc::c_long::from(unsafe {
+        libc::utimensat(fd.as_raw_fd(), c"".as_ptr(), times.as_ptr(), libc::AT_EMPTY_PATH)
+    }))
+    .map(drop)
 }
 
 pub(crate) fn stat_fd(fd: BorrowedFd<'_>) -> Result<libc::stat, i32> {
@@ -182,18 +210,4 @@ pub(crate) fn write_once(fd: BorrowedFd<'_>, value: &[u8]) -> Result<(), i32> {
     } else {
         Err(libc::EIO)
     }
-}
-
-/// Names in a directory, without `.` and `..`; at most `limit`: E2BIG beyond.
-pub(crate) fn list(directory: BorrowedFd<'_>, limit: usize) -> Result<Vec<String>, i32> {
-    let path = format!("/proc/self/fd/{}", directory.as_raw_fd());
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(path).map_err(|error| errno_of(&error))? {
-        let name = entry.map_err(|error| errno_of(&error))?.file_name();
-        names.push(name.into_string().map_err(|_| libc::EILSEQ)?);
-        if names.len() > limit {
-            return Err(libc::E2BIG);
-        }
-    }
-    Ok(names)
 }

@@ -2,8 +2,14 @@
 use crate::support::*;
 use kata_container::Step;
 use kata_protocol::grpc;
-use std::fs;
-use std::os::unix::fs::{symlink, MetadataExt, PermissionsExt};
+use std::ffi::{CString, OsStr};
+use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{lchown, symlink, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, UNIX_EPOCH};
 
 pub const TESTS: &[Test] = &[
     ("default devices and links", devices),
@@ -12,6 +18,8 @@ pub const TESTS: &[Test] = &[
     ("a read-only root", read_only_root),
     ("bind mounts", binds),
     ("tmpfs and its options", tmpfs),
+    ("volumes begin with what the image has", volumes),
+    ("volumes that cannot or need not be filled", volumes_as_they_are),
     ("options that a file system refuses", bad_options),
     ("mount targets stay inside", targets_inside),
     ("nothing is mounted over proc", proc_is_safe),
@@ -119,6 +127,153 @@ fn tmpfs() -> Outcome {
     let ended = try_run_at(&root, spec).unwrap();
     assert_eq!(ended.out, "1700\nfull\nseed\n711 0:0\n644 1000:1001\nfrozen\nremounted\n", "{}", ended.err);
     Outcome::Done
+}
+
+/// A bind of a new volume to be filled; `read_only`: by another path, as the host shares it.
+fn volume(target: &str, name: &str, read_only: bool) -> (grpc::Mount, PathBuf) {
+    let directory = base().join(name);
+    fs::create_dir_all(&directory).unwrap();
+    let path = directory.to_str().unwrap();
+    let mut source = path.to_owned();
+    if read_only {
+        source += "-again";
+        fs::create_dir(&source).unwrap();
+        guest_mount(&["--bind", "-r", path, &source]);
+    }
+    let access = if read_only { "ro" } else { "rw" };
+    (mount(target, "bind", &source, &format!("rbind,rprivate,{access},kata-ts.copyup={path}")), directory)
+}
+
+fn volumes() -> Outcome {
+    let root = fresh_rootfs("volumes");
+    let seed = root.join("seed");
+    fs::create_dir_all(seed.join("sub")).unwrap();
+    fs::write(seed.join("sub/file"), "content\n").unwrap();
+    fs::hard_link(seed.join("sub/file"), seed.join("second-name")).unwrap();
+    fs::write(seed.join("program"), "#!/bin/sh\n").unwrap();
+    symlink("/etc/passwd", seed.join("link")).unwrap();
+    fs::write(seed.join(OsStr::from_bytes(b"latin-\xe9")), "").unwrap();
+    assert!(Command::new("mkfifo").args(["-m", "640"]).arg(seed.join("fifo")).status().unwrap().success());
+    assert!(Command::new("mknod").arg(seed.join("device")).args(["c", "1", "3"]).status().unwrap().success());
+    drop(UnixListener::bind(seed.join("socket")).unwrap());
+    let owned = |name: &str, uid, gid, mode| {
+        lchown(seed.join(name), Some(uid), Some(gid)).unwrap();
+        fs::set_permissions(seed.join(name), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    owned("", 999, 998, 0o1711);
+    owned("sub", 1000, 1001, 0o710);
+    owned("program", 7, 8, 0o4755);
+    lchown(seed.join("link"), Some(5), Some(6)).unwrap();
+    let capability = b"\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00";
+    set_capability(&seed.join("program"), capability);
+    let long_ago = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    for name in ["sub/file", "sub", "."] {
+        File::open(seed.join(name)).unwrap().set_modified(long_ago).unwrap();
+    }
+    // Where the image says, whatever its links: to another place of the image, and to nothing outside.
+    fs::create_dir_all(root.join("other/sub/below")).unwrap();
+    symlink("/other/sub", root.join("inside")).unwrap();
+    fs::create_dir(root.join("frozen")).unwrap();
+    fs::write(root.join("frozen/file"), "frozen\n").unwrap();
+    lchown(root.join("frozen"), Some(999), Some(998)).unwrap();
+    fs::create_dir(base().join("not-of-image")).unwrap();
+    fs::write(base().join("not-of-image/secret"), "").unwrap();
+    symlink(base().join("not-of-image"), root.join("escape")).unwrap();
+    let mut spec = shell("echo changed > /seed/sub/file; cat /seed/second-name; touch /frozen/x; cat /frozen/file; stat -c '%u:%g %a' /frozen /seed /seed/sub; ls /inside /escape; cat /seed/below-own/from-image");
+    fs::create_dir(seed.join("below-own")).unwrap();
+    fs::write(seed.join("below-own/from-image"), "below\n").unwrap();
+    File::open(&seed).unwrap().set_modified(long_ago).unwrap();
+    let mut volumes = Vec::new();
+    for (target, name, read_only) in [
+        ("/seed", "filled", false),
+        ("/seed/below-own", "filled-below", false),
+        ("/frozen", "filled-ro", true),
+        ("/inside", "filled-alias", false),
+        ("/escape", "filled-escape", false),
+        ("/absent/path", "filled-absent", false),
+    ] {
+        let (mount, directory) = volume(target, name, read_only);
+        spec.mounts.push(mount);
+        volumes.push(directory);
+    }
+    let ended = try_run_at(&root, spec).unwrap();
+    assert_eq!(
+        ended.out, "changed\nfrozen\n999:998 755\n999:998 1711\n1000:1001 710\n/escape:\n\n/inside:\nbelow\nbelow\n",
+        "{}",
+        ended.err
+    );
+    assert!(ended.err.contains("/frozen/x: Read-only file system"), "{}", ended.err);
+
+    let filled = &volumes[0];
+    let stat = |path: &str| fs::symlink_metadata(filled.join(path)).unwrap();
+    assert_eq!((stat("program").mode() & 0o7777, stat("program").uid(), stat("program").gid()), (0o4755, 7, 8));
+    assert_eq!((stat("link").uid(), fs::read_link(filled.join("link")).unwrap()), (5, PathBuf::from("/etc/passwd")));
+    assert_eq!(stat("fifo").mode(), libc::S_IFIFO | 0o640);
+    assert_eq!(get_capability(&filled.join("program")), capability);
+    assert_eq!((stat("sub/file").ino(), stat("sub/file").nlink()), (stat("second-name").ino(), 2));
+    assert_eq!(stat(".").mtime(), 1_000_000_000);
+    let mut names: Vec<_> = fs::read_dir(filled).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    let latin = OsStr::from_bytes(b"latin-\xe9");
+    let expected = ["below-own", "fifo"].map(OsStr::new).into_iter().chain([latin]);
+    let expected: Vec<_> = expected.chain(["link", "program", "second-name", "sub"].map(OsStr::new)).collect();
+    assert_eq!(names, expected);
+    assert!(fs::read_dir(&volumes[5]).unwrap().next().is_none() && fs::read_dir(&volumes[4]).unwrap().next().is_none());
+    // The image itself is as it was.
+    assert_eq!(fs::read_to_string(seed.join("sub/file")).unwrap(), "content\n");
+    Outcome::Done
+}
+
+fn volumes_as_they_are() -> Outcome {
+    let root = fresh_rootfs("volumes-kept");
+    fs::create_dir_all(root.join("seed")).unwrap();
+    fs::write(root.join("seed/of-image"), "").unwrap();
+    let (with_content, directory) = volume("/seed", "kept", false);
+    fs::write(directory.join("of-user"), "").unwrap();
+    let mut spec = shell("ls /seed");
+    spec.mounts.push(with_content);
+    assert_eq!(try_run_at(&root, spec).unwrap().out, "of-user\n");
+
+    let mut on_file = shell("true");
+    on_file.mounts.push(volume("/etc/passwd", "on-file", false).0);
+    let error = try_run_at(&root, on_file).err().unwrap();
+    assert_eq!((error.step, error.errno, error.path.as_str()), (Step::Mount, libc::ENOTDIR, "/etc/passwd"), "{error}");
+
+    let mut deep = root.join("deep");
+    fs::create_dir(&deep).unwrap();
+    for _ in 0..260 {
+        deep.push("d");
+        fs::create_dir(&deep).unwrap();
+    }
+    let mut too_deep = shell("true");
+    too_deep.mounts.push(volume("/deep", "too-deep", false).0);
+    let error = try_run_at(&root, too_deep).err().unwrap();
+    assert_eq!((error.step, error.errno), (Step::Mount, libc::ENAMETOOLONG));
+    assert!(error.message.starts_with("copy ./d/d/d/"), "{error}");
+
+    let mut absent = shell("true");
+    absent.mounts.push(mount("/seed", "bind", directory.to_str().unwrap(), "bind,kata-ts.copyup=/no/such/volume"));
+    let error = try_run_at(&root, absent).err().unwrap();
+    assert_eq!((error.errno, error.path.as_str()), (libc::ENOENT, "/no/such/volume"));
+    Outcome::Done
+}
+
+const CAPABILITY: &std::ffi::CStr = c"security.capability";
+
+fn set_capability(path: &Path, value: &[u8]) {
+    let path = CString::new(path.as_os_str().as_bytes()).unwrap();
+    // SAFETY: the value is as long as said; both strings outlive the call.
+    let done = unsafe { libc::setxattr(path.as_ptr(), CAPABILITY.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+fn get_capability(path: &Path) -> Vec<u8> {
+    let path = CString::new(path.as_os_str().as_bytes()).unwrap();
+    let mut value = vec![0_u8; 64];
+    // SAFETY: the buffer is as long as said; both strings outlive the call.
+    let length = unsafe { libc::getxattr(path.as_ptr(), CAPABILITY.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    value.truncate(usize::try_from(length).unwrap());
+    value
 }
 
 fn bad_options() -> Outcome {

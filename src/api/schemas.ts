@@ -22,6 +22,8 @@ export const MountSpec = z.strictObject({
   source: text(4096).optional(),
   target: absolutePath,
   readOnly: z.boolean().default(false),
+  /** An empty volume stays so: it does not begin with what the image has at the target. */
+  noCopy: z.boolean().default(false),
 });
 
 export const TmpfsSpec = z.strictObject({ target: absolutePath, options: z.array(text(256)).max(32).default([]) });
@@ -34,7 +36,7 @@ export const CreateContainer = z.strictObject({
   args: z.array(text(131072)).max(100_000).optional(),
   /** Replaces the image's Entrypoint; [] clears it. */
   entrypoint: z.array(text(131072)).max(1000).optional(),
-  /** "NAME=value", after the image's. */
+  /** "NAME=value", after the image's; "NAME" takes the image's away. */
   env: z.array(text(131072)).max(100_000).default([]),
   workdir: absolutePath.optional(),
   user: text(256).optional(),
@@ -145,6 +147,16 @@ export const ContainerDetails = ContainerSummary.extend({
     user: z.string(),
     terminal: z.boolean(),
   }),
+  /** The image's configuration with the options over it. */
+  effective: z.strictObject({
+    entrypoint: z.array(z.string()),
+    cmd: z.array(z.string()),
+    env: z.array(z.string()),
+    user: z.string(),
+    workdir: z.string(),
+    volumes: z.array(z.string()),
+    stopSignal: z.string(),
+  }),
   mounts: z.array(
     z.strictObject({
       type: z.string(),
@@ -152,6 +164,8 @@ export const ContainerDetails = ContainerSummary.extend({
       source: z.string(),
       target: z.string(),
       readOnly: z.boolean(),
+      /** Made for this container alone: `rm -v` removes it. */
+      anonymous: z.boolean(),
     }),
   ),
   rootfs: z.strictObject({
@@ -254,7 +268,13 @@ export const WaitQuery = z.strictObject({
 });
 
 export const Empty = z.strictObject({});
-export const CreateAnswer = z.strictObject({ id: z.string(), name: z.string(), warnings: z.array(z.string()) });
+export const CreateAnswer = z.strictObject({
+  id: z.string(),
+  name: z.string(),
+  warnings: z.array(z.string()),
+  /** It shares directories with the host, which needs virtiofsd. */
+  shares: z.boolean(),
+});
 export const StartBody = z.strictObject({
   /** Opens a stream before the first instruction of the container runs; its output waits (30 s) for the client. */
   attach: StreamRequest.optional(),

@@ -17,6 +17,8 @@ export async function createContainer(context: Context, request: CreateRequest):
   try {
     for (const path of request.createSources) makeMissing(path);
     const created = await context.call('createContainer', { body });
+    // Volumes that only the image names.
+    if (created.shares) await context.ensureSetup(['virtiofsd']);
     for (const warning of created.warnings) await context.err(`WARNING: ${warning}\n`);
     if (idFile !== undefined) writeSync(idFile, created.id);
     return { id: created.id, name: created.name };

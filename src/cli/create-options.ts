@@ -35,17 +35,22 @@ export const CREATE_FLAGS: readonly FlagSpec[] = [
   bool('tty', 'Give the process a terminal', { short: 't' }),
   bool('rm', 'Remove the container and its anonymous volumes when it ends'),
   text('name', 'NAME', 'Name of the container'),
-  list('env', 'NAME[=VALUE]', 'Set an environment variable; NAME alone passes on the value of the caller', {
-    short: 'e',
-  }),
+  list(
+    'env',
+    'NAME[=VALUE]',
+    'Set an environment variable; NAME alone passes on the value of the caller, or takes it out where there is none',
+    {
+      short: 'e',
+    },
+  ),
   list('env-file', 'FILE', 'Read environment variables from a file'),
   text('workdir', 'DIR', 'Working directory in the container', { short: 'w' }),
   text('user', 'USER[:GROUP]', 'Name or id of the user', { short: 'u' }),
-  list('volume', '[SOURCE:]TARGET[:ro]', 'Mount a host path or a volume', { short: 'v' }),
+  list('volume', '[SOURCE:]TARGET[:ro,nocopy]', 'Mount a host path or a volume', { short: 'v' }),
   list(
     'mount',
     'type=TYPE,...',
-    'Mount by keys: type (bind, volume, tmpfs), source, target, readonly, tmpfs-size, tmpfs-mode',
+    'Mount by keys: type (bind, volume, tmpfs), source, target, readonly, volume-nocopy, tmpfs-size, tmpfs-mode',
   ),
   list('tmpfs', 'TARGET[:OPTIONS]', 'Mount a memory file system'),
   text('cpus', 'NUMBER', 'vCPUs of the virtual machine and CPU limit of the container: 0.5, 2'),

@@ -79,7 +79,7 @@ function state(details: ContainerDetails): Struct {
 }
 
 function hostConfig({ config, mounts, rootfs }: ContainerDetails): Struct {
-  const binds = mounts.filter((mount) => mount.type === 'bind' || mount.type === 'volume');
+  const binds = mounts.filter((mount) => !mount.anonymous);
   return {
     Binds: binds.map((mount) => `${mount.name ?? mount.source}:${mount.target}${mount.readOnly ? ':ro' : ''}`),
     NetworkMode: 'none',
@@ -104,25 +104,29 @@ function hostConfig({ config, mounts, rootfs }: ContainerDetails): Struct {
   };
 }
 
-function config({ config, process, image, id, labels }: ContainerDetails): Struct {
+function config({ config, effective, image, id, labels }: ContainerDetails): Struct {
+  const orNull = (values: readonly string[]): Value => (values.length === 0 ? null : strings(values));
   return {
     Hostname: config.hostname ?? id.slice(0, 12),
     Domainname: '',
-    User: process.user,
+    User: effective.user,
     AttachStdin: config.stdinOnce,
     AttachStdout: true,
     AttachStderr: true,
     Tty: config.tty,
     OpenStdin: config.stdin,
     StdinOnce: config.stdinOnce,
-    Env: strings(process.env),
-    Cmd: config.args === undefined ? null : strings(config.args),
+    Env: strings(effective.env),
+    Cmd: orNull(effective.cmd),
     Image: image,
-    Volumes: null,
-    WorkingDir: process.cwd,
-    Entrypoint: config.entrypoint === undefined ? null : strings(config.entrypoint),
+    Volumes:
+      effective.volumes.length === 0
+        ? null
+        : new Map(effective.volumes.map((path): [string, Value] => [path, new Map<string, Value>()])),
+    WorkingDir: effective.workdir,
+    Entrypoint: orNull(effective.entrypoint),
     Labels: map(labels),
-    StopSignal: config.stopSignal ?? '',
+    StopSignal: effective.stopSignal,
     StopTimeout: config.stopTimeoutSeconds ?? null,
   };
 }

@@ -5,24 +5,25 @@ import { KataError } from '../base/index.ts';
 const MAX_FILE_BYTES = 16 * 2 ** 20;
 
 /**
- * Environment in docker's order: files first, then flags. "NAME" without a value takes the caller's; a NAME that the caller
- * does not have is left out.
+ * Environment in docker's order: files first, then flags. "NAME" without a value takes the caller's. A NAME that the caller does not
+ * have is left out when it is a file's; a flag's stays "NAME", which takes the image's variable out.
  */
 export function readEnvironment(
   files: readonly string[],
   flags: readonly string[],
   caller: NodeJS.ProcessEnv,
 ): string[] {
-  const lines = [...files.flatMap((file) => readLines(file, 'environment')), ...flags];
-  return lines.flatMap((line) => {
-    if (line === '' || line.startsWith('=')) throw bad(`invalid environment variable: ${line}`);
-    if (line.includes('=')) return [line];
-    const value = caller[line];
-    // Node replaces what is not UTF-8 in its environment; the kernel has the original.
-    if (value?.includes('\ufffd') === true && !isUtf8(readFileSync('/proc/self/environ')))
-      throw bad(`the value of ${line} is not valid UTF-8`);
-    return value === undefined ? [] : [`${line}=${value}`];
-  });
+  const ofFiles = files.flatMap((file) => readLines(file, 'environment')).map((line) => withValue(line, caller));
+  return [...ofFiles.filter((line) => line.includes('=')), ...flags.map((flag) => withValue(flag, caller))];
+}
+
+function withValue(line: string, caller: NodeJS.ProcessEnv): string {
+  if (line === '' || line.startsWith('=')) throw bad(`invalid environment variable: ${line}`);
+  const value = line.includes('=') ? undefined : caller[line];
+  // Node replaces what is not UTF-8 in its environment; the kernel has the original.
+  if (value?.includes('\ufffd') === true && !isUtf8(readFileSync('/proc/self/environ')))
+    throw bad(`the value of ${line} is not valid UTF-8`);
+  return value === undefined ? line : `${line}=${value}`;
 }
 
 /** Labels of files, then of flags; "KEY" alone has the value "". */

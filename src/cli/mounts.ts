@@ -18,7 +18,7 @@ const refuse = (what: string, reason: string): KataError =>
   new KataError('UNSUPPORTED_FLAG', `${what} is not supported: ${reason}`);
 
 /** Modes of `-v`; a reason when it is refused. */
-const VOLUME_MODES: Record<string, 'ro' | 'rw' | 'ignore' | { reason: string }> = {
+const VOLUME_MODES: Record<string, 'ro' | 'rw' | 'nocopy' | 'ignore' | { reason: string }> = {
   ro: 'ro',
   rw: 'rw',
   // Docker documents these three as without effect.
@@ -29,7 +29,7 @@ const VOLUME_MODES: Record<string, 'ro' | 'rw' | 'ignore' | { reason: string }> 
   rprivate: 'ignore',
   z: { reason: 'files are not relabelled for SELinux' },
   Z: { reason: 'files are not relabelled for SELinux' },
-  nocopy: { reason: 'volumes are always filled by the same rule' },
+  nocopy: 'nocopy',
   U: { reason: 'owners of host files are not changed' },
 };
 for (const mode of ['shared', 'rshared', 'slave', 'rslave'])
@@ -55,7 +55,7 @@ function addVolume(text: string, cwd: string, parsed: ParsedMounts): void {
   if (parts.length > 3 || parts.some((part) => part === '')) throw wrong();
   const [source, targetText, modes] = parts.length === 1 ? [undefined, parts[0], undefined] : parts;
   const target = absolute(targetText ?? '', `volume ${text}`);
-  const readOnly = modes === undefined ? false : readModes(modes, text);
+  const { readOnly, noCopy } = readModes(modes, text);
   if (source === undefined) {
     parsed.mounts.push({ type: 'volume', target, readOnly });
     return;
@@ -64,21 +64,23 @@ function addVolume(text: string, cwd: string, parsed: ParsedMounts): void {
   if (!isPath && !NAME_PATTERN.test(source))
     throw bad(`volume ${text}: "${source}" is neither a path nor a name`, 'write ./NAME for a relative path');
   if (isPath) {
+    if (noCopy) throw bad(`invalid mode "nocopy" of volume ${text}: only a volume is filled from the image`);
     const path = resolve(cwd, source);
     parsed.createSources.push(path);
     parsed.mounts.push({ type: 'bind', source: path, target, readOnly });
-  } else parsed.mounts.push({ type: 'volume', source, target, readOnly });
+  } else parsed.mounts.push({ type: 'volume', source, target, readOnly, noCopy });
 }
 
-function readModes(modes: string, text: string): boolean {
-  let readOnly = false;
-  for (const mode of modes.split(',')) {
+function readModes(modes: string | undefined, text: string): { readOnly: boolean; noCopy: boolean } {
+  const read = { readOnly: false, noCopy: false };
+  for (const mode of modes?.split(',') ?? []) {
     const known = Object.hasOwn(VOLUME_MODES, mode) ? VOLUME_MODES[mode] : undefined;
     if (known === undefined) throw bad(`invalid mode "${mode}" of volume ${text}`);
     if (typeof known === 'object') throw refuse(`mode "${mode}" of -v ${text}`, known.reason);
-    if (known === 'ro') readOnly = true;
+    if (known === 'ro') read.readOnly = true;
+    if (known === 'nocopy') read.noCopy = true;
   }
-  return readOnly;
+  return read;
 }
 
 /** `--mount type=bind|volume|tmpfs,KEY[=VALUE],…` */
@@ -107,7 +109,8 @@ function addMount(text: string, cwd: string, parsed: ParsedMounts): void {
       throw bad(`--mount ${text}: "${source}" is not a volume name`, 'write type=bind for a path');
     const named = source === undefined ? {} : { source: type === 'bind' ? resolve(cwd, source) : source };
     if (type === 'bind') take('consistency');
-    parsed.mounts.push({ type, ...named, target, readOnly });
+    const noCopy = type === 'volume' && boolean(take('volume-nocopy') ?? 'false', text);
+    parsed.mounts.push({ type, ...named, target, readOnly, noCopy });
   } else throw refuse(`--mount type=${type}`, 'the types are bind, volume and tmpfs');
   const [left] = fields.keys();
   if (left !== undefined) throw refuse(`--mount option "${left}"`, `${type} mounts have no such option here`);

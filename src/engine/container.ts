@@ -71,6 +71,12 @@ export class Container {
     this.update({ ...change, state: nextContainerState(this.state, event) });
   }
 
+  /** It runs. Its volumes are never filled again: what they hold from now on is the container's. */
+  applyStarted(change: Partial<ContainerRecord> = {}): void {
+    const mounts = this.#record.mounts.map((mount) => ({ ...mount, copyUp: false }));
+    this.apply({ event: 'started', at: new Date().toISOString() }, { ...change, mounts });
+  }
+
   /**
    * For what has happened whether it can be stored or not (the disk may be full). Answers the reason when it could not: the next engine
    * will not know of it.

@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import type { CreateContainer } from '../api/index.ts';
 import { KataError, newContainerId } from '../base/index.ts';
 import type { ResolvedImage } from '../image/index.ts';
-import { stopSignalOf } from '../oci/index.ts';
+import { containerPath, type ImageConfig, imageVolumes, stopSignalOf } from '../oci/index.ts';
 import {
   type ContainerMount,
   type ContainerRecord,
@@ -12,11 +12,14 @@ import {
   type HostCapacity,
   machineSize,
 } from '../sandbox/index.ts';
-import { checkLayers, guestRootfs } from '../storage/index.ts';
+import { checkLayers, guestRootfs, hostMounts } from '../storage/index.ts';
 import { Container } from './container.ts';
 import type { ContainerSet } from './container-set.ts';
 import { specOf } from './plan.ts';
-import type { Volumes } from './volumes.ts';
+import { anonymousVolumeName, type Volumes } from './volumes.ts';
+
+const MAX_IMAGE_VOLUMES = 256;
+const MAX_PATH_LENGTH = 4096;
 
 export interface CreateDependencies {
   containers: ContainerSet;
@@ -75,9 +78,9 @@ async function store(
     imageConfig: image.config,
     hostname: host?.record.hostname ?? hostnameOf(config, id),
   };
-  const { process } = specOf(base, guestRootfs(id), []);
+  const mounts = resolveMounts(config, image.config, dependencies.volumes);
+  const { process } = specOf(base, guestRootfs(id), hostMounts(id, mounts).ociMounts);
   const stopSignal = stopSignalOf(image.config, config.stopSignal);
-  const mounts = resolveMounts(config, dependencies.volumes);
   const record: ContainerRecord = {
     version: 1,
     ...base,
@@ -105,9 +108,12 @@ async function store(
     mkdirSync(join(container.dir, 'log'), { recursive: true, mode: 0o700 });
     container.update({});
     failpoint('create.recorded');
+    for (const { name, anonymous } of mounts) if (name !== undefined) dependencies.volumes.ensure(name, { anonymous });
     return container;
   } catch (error) {
     rmSync(container.dir, { recursive: true, force: true });
+    for (const { name, anonymous } of mounts)
+      if (name !== undefined && anonymous) await dependencies.volumes.remove(name, true);
     throw error;
   }
 }
@@ -121,20 +127,52 @@ function hostnameOf(config: CreateContainer, id: string): string {
   return name;
 }
 
-/** All sources are checked before a volume is made. */
-function resolveMounts(config: CreateContainer, volumes: Volumes): ContainerMount[] {
-  const binds = new Map(
-    config.mounts.filter((mount) => mount.type === 'bind').map((mount) => [mount, bindSource(mount.source)]),
-  );
-  return config.mounts.map((mount) => {
-    const { type, target, readOnly } = mount;
-    const bind = binds.get(mount);
-    if (bind !== undefined)
-      return { type, source: bind.path, target, readOnly, anonymous: false, isDirectory: bind.isDirectory };
-    const volume = volumes.ensure(mount.source);
-    const anonymous = mount.source === undefined;
-    return { type, name: volume.name, source: volume.path, target, readOnly, anonymous, isDirectory: true };
+/** Mounts of the user's, and an anonymous volume for every VOLUME of the image that none of them covers. Changes nothing. */
+function resolveMounts(config: CreateContainer, image: ImageConfig, volumes: Volumes): ContainerMount[] {
+  const own = config.mounts.map(({ type, source, target, readOnly, noCopy }): ContainerMount => {
+    if (type === 'volume') return volumeMount(volumes, { name: source, target, readOnly, noCopy });
+    const bind = bindSource(source);
+    return {
+      type,
+      source: bind.path,
+      target,
+      readOnly,
+      anonymous: false,
+      isDirectory: bind.isDirectory,
+      copyUp: false,
+    };
   });
+  const covered = new Set([...config.mounts, ...config.tmpfs].map(({ target }) => containerPath(target)));
+  const declared = imageVolumes(image).filter((target) => !covered.has(target));
+  if (
+    declared.length > MAX_IMAGE_VOLUMES ||
+    declared.some((path) => path.length > MAX_PATH_LENGTH || path.includes('\0'))
+  )
+    throw new KataError(
+      'IMAGE_INVALID',
+      `the image declares more than ${MAX_IMAGE_VOLUMES} volumes, or one at no path`,
+      {
+        phase: 'mounts',
+      },
+    );
+  return [...own, ...declared.map((target) => volumeMount(volumes, { target, readOnly: false, noCopy: false }))];
+}
+
+function volumeMount(
+  volumes: Volumes,
+  mount: { name?: string | undefined; target: string; readOnly: boolean; noCopy: boolean },
+): ContainerMount {
+  const { name = anonymousVolumeName(), target, readOnly, noCopy } = mount;
+  return {
+    type: 'volume',
+    name,
+    source: volumes.pathOf(name),
+    target,
+    readOnly,
+    anonymous: mount.name === undefined,
+    isDirectory: true,
+    copyUp: !noCopy,
+  };
 }
 
 function bindSource(source: string | undefined): { path: string; isDirectory: boolean } {

@@ -2,6 +2,7 @@ import { readdirSync, statSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import type { ContainerDetails, ContainerStats, ContainerSummary } from '../api/index.ts';
+import { effectiveConfig } from '../oci/index.ts';
 import type { KeeperState } from '../os/index.ts';
 import { exitOf, type Sandbox, sandboxOf } from '../sandbox/index.ts';
 import type { Container } from './container.ts';
@@ -49,12 +50,17 @@ export async function detailsOf(engine: Engine, container: Container): Promise<C
     ...summaryOf(container),
     config: record.config,
     process: record.process,
-    mounts: record.mounts.map(({ type, name, source, target, readOnly }) => ({
+    effective: effectiveConfig(record.imageConfig, {
+      ...record.config,
+      volumes: record.mounts.filter((mount) => mount.anonymous).map((mount) => mount.target),
+    }),
+    mounts: record.mounts.map(({ type, name, source, target, readOnly, anonymous }) => ({
       type,
       ...(name === undefined ? {} : { name }),
       source,
       target,
       readOnly,
+      anonymous,
     })),
     rootfs: {
       driver: record.config.rootfs.driver,

@@ -5,13 +5,14 @@ import { join } from 'node:path';
 import type { CreateContainer } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
 import type { ImageStore, ResolvedImage } from '../image/index.ts';
-import type { Assets, ProcessEnd, Sandbox, SandboxServices } from '../sandbox/index.ts';
+import type { Assets, ContainerPlan, ProcessEnd, Sandbox, SandboxServices } from '../sandbox/index.ts';
 import { exitOf, failpoint, heldBy, sandboxOf } from '../sandbox/index.ts';
 import { type AssetWish, findTool } from './assets.ts';
 import type { Container } from './container.ts';
 import { ContainerSet, type CorruptContainer } from './container-set.ts';
 import { createContainer } from './create.ts';
 import { Events } from './events.ts';
+import { Filling } from './filling.ts';
 import { planOf } from './plan.ts';
 import { Volumes } from './volumes.ts';
 
@@ -35,6 +36,7 @@ export class Engine {
   readonly images: ImageStore;
   readonly containers: ContainerSet;
   readonly volumes: Volumes;
+  readonly filling: Filling;
   readonly events = new Events();
   readonly sandboxes = new Map<string, Sandbox>();
   readonly startedAt = new Date().toISOString();
@@ -50,6 +52,7 @@ export class Engine {
     this.volumes = new Volumes(join(options.paths.root, 'volumes'), (name) =>
       this.containers.all.filter((one) => one.record.mounts.some((mount) => mount.name === name)).map((one) => one.id),
     );
+    this.filling = new Filling(this.volumes, () => this.containers.all);
   }
 
   log(message: string): void {
@@ -88,6 +91,10 @@ export class Engine {
     const loaded = await this.images.addBusybox(findTool(this.paths.assets, 'busybox'));
     for (const image of loaded.images) this.events.emit('image', 'load', image.id, { name: image.tags[0] ?? '' });
     return this.images.resolve(reference);
+  }
+
+  planOf(container: Container): ContainerPlan {
+    return planOf(container, this.filling.of(container));
   }
 
   /** The sandbox of a container that is in one. NOT_RUNNING. */
@@ -153,7 +160,7 @@ export class Engine {
   /** Cleans up behind a run, in the background: whoever needs the container's files waits for `settled`. */
   afterExit(container: Container, uid: string): void {
     const sandbox = this.sandboxes.get(uid);
-    const leave = sandbox?.leave(container.id, heldBy(planOf(container))) ?? Promise.resolve();
+    const leave = sandbox?.leave(container.id, heldBy(this.planOf(container))) ?? Promise.resolve();
     const left = leave.catch((error: Error) => this.log(`container ${container.id}: clean-up: ${error.message}`));
     container.settled = left;
     if (!container.record.config.autoRemove) return;
@@ -173,10 +180,11 @@ export class Engine {
       container.apply({ event: 'remove', force: false, volumes });
       failpoint('rm.recorded');
       this.containers.delete(container.id);
+      // While the record is there: the next engine goes on with both.
+      if (volumes) await this.#removeAnonymousVolumes(container);
       await this.#deleteFiles(container.dir);
       failpoint('rm.files-removed');
       container.isRemoved = true;
-      if (volumes) await this.#removeAnonymousVolumes(container);
       this.emit('destroy', container, exit === undefined ? {} : { exitCode: String(exit.code) });
       container.notify();
     });

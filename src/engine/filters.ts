@@ -2,10 +2,12 @@ import type { EventBody } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
 import { exitOf, sandboxOf } from '../sandbox/index.ts';
 import type { Container } from './container.ts';
+import { namePattern } from './name-pattern.ts';
 
 export type Filters = Record<string, string[]>;
 
-type Test<T> = (subject: T, value: string) => boolean;
+/** Reads a filter's value once; what it gives is asked of every subject. INVALID_ARGUMENT. */
+type Test<T> = (value: string) => (subject: T) => boolean;
 
 const labelMatches = (labels: Record<string, string>, wanted: string): boolean => {
   const at = wanted.indexOf('=');
@@ -13,26 +15,30 @@ const labelMatches = (labels: Record<string, string>, wanted: string): boolean =
 };
 
 const CONTAINER: Record<string, Test<Container>> = {
-  id: (one, value) => one.id.startsWith(value),
-  name: (one, value) => one.record.name.includes(value.replace(/^\//, '')),
-  label: (one, value) => labelMatches(one.record.labels, value),
-  status: (one, value) => one.state.status === value,
-  ancestor: (one, value) =>
+  id: (value) => (one) => one.id.startsWith(value),
+  name: (value) => {
+    const matches = namePattern(value);
+    return (one) => matches(one.record.name);
+  },
+  label: (value) => (one) => labelMatches(one.record.labels, value),
+  status: (value) => (one) => one.state.status === value,
+  ancestor: (value) => (one) =>
     [one.record.config.image, one.record.config.image.replace(/:latest$/, ''), one.record.imageId].includes(value) ||
     (/^[0-9a-f]{6,64}$/.test(value) && one.record.imageId.replace('sha256:', '').startsWith(value)),
-  exited: (one, value) => one.state.status === 'exited' && String(exitOf(one.state)?.code) === value,
-  volume: (one, value) => one.record.mounts.some((mount) => [mount.name, mount.source, mount.target].includes(value)),
-  sandbox: (one, value) => sandboxOf(one.state) === value,
+  exited: (value) => (one) => one.state.status === 'exited' && String(exitOf(one.state)?.code) === value,
+  volume: (value) => (one) =>
+    one.record.mounts.some((mount) => [mount.name, mount.source, mount.target].includes(value)),
+  sandbox: (value) => (one) => sandboxOf(one.state) === value,
 };
 
 const EVENT: Record<string, Test<EventBody>> = {
-  type: (event, value) => event.type === value,
-  event: (event, value) => event.action === value,
-  container: (event, value) =>
+  type: (value) => (event) => event.type === value,
+  event: (value) => (event) => event.action === value,
+  container: (value) => (event) =>
     event.type === 'container' && (event.id.startsWith(value) || event.attributes.name === value),
-  image: (event, value) =>
+  image: (value) => (event) =>
     [event.attributes.image, ...(event.type === 'image' ? [event.id, event.attributes.name] : [])].includes(value),
-  label: (event, value) => labelMatches(event.attributes, value),
+  label: (value) => (event) => labelMatches(event.attributes, value),
 };
 
 /** Values of one key are alternatives (labels: all must match, as docker's), keys must all match. INVALID_ARGUMENT for an unknown key. */
@@ -43,9 +49,10 @@ function compile<T>(tests: Record<string, Test<T>>, filters: Filters): (subject:
       throw new KataError('INVALID_ARGUMENT', `there is no filter "${key}"`, {
         hint: `filters: ${Object.keys(tests).join(', ')}`,
       });
+    const asked = values.map((value) => test(value));
     return key === 'label'
-      ? (subject: T) => values.every((value) => test(subject, value))
-      : (subject: T) => values.length === 0 || values.some((value) => test(subject, value));
+      ? (subject: T) => asked.every((fits) => fits(subject))
+      : (subject: T) => asked.length === 0 || asked.some((fits) => fits(subject));
   });
   return (subject) => compiled.every((test) => test(subject));
 }

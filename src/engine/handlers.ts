@@ -3,7 +3,7 @@ import type { StreamAnswer } from '../api/index.ts';
 import type { Call, Handlers } from '../api/server.ts';
 import { KataError } from '../base/index.ts';
 import { buildExecProcess } from '../oci/index.ts';
-import { failpoint, machineSize } from '../sandbox/index.ts';
+import { failpoint, machineSize, needsSharing } from '../sandbox/index.ts';
 import { guestRootfs } from '../storage/index.ts';
 import { Container } from './container.ts';
 import { corruptSummary, detailsOf, droppedLines, logFiles, statsOf, summaryOf } from './describe.ts';
@@ -30,7 +30,12 @@ export function containerHandlers(engine: Engine, ready: Promise<void>): Handler
     createContainer: async ({ body, requestId }) => {
       await ready;
       const container = await engine.create(body, requestId);
-      return { id: container.id, name: container.record.name, warnings: [] };
+      return {
+        id: container.id,
+        name: container.record.name,
+        warnings: [],
+        shares: needsSharing(engine.planOf(container)),
+      };
     },
     inspectContainer: async ({ path }) => detailsOf(engine, await find(path.id)),
     startContainer: async ({ path, body, requestId, resumed }) => {

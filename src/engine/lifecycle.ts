@@ -19,7 +19,6 @@ import {
 } from '../sandbox/index.ts';
 import type { Container } from './container.ts';
 import type { Engine } from './engine.ts';
-import { planOf } from './plan.ts';
 
 const DEFAULT_GRACE_SECONDS = 10;
 /** After SIGKILL; a guest that has not reported the exit by then is ended with its machine. */
@@ -98,7 +97,8 @@ class Attempt {
     let joined = false;
     let plan: ContainerPlan | undefined;
     try {
-      plan = planOf(container);
+      await this.#engine.filling.begin(container);
+      plan = this.#engine.planOf(container);
       const host = this.#joins();
       sandbox = host ?? (await this.#newSandbox(plan));
       container.apply(
@@ -126,10 +126,11 @@ class Attempt {
       const stream = await sandbox.run(plan, {
         atBoot: host === undefined,
         attach: options.attach,
+        onCreated: () => this.#engine.filling.filled(container),
         phases: this.#phases,
         signal,
       });
-      container.apply({ event: 'started', at: new Date().toISOString() }, { startup: this.#phases.timings });
+      container.applyStarted({ startup: this.#phases.timings });
       failpoint('start.running-recorded');
       this.#engine.emit('start', container);
       return { stream };
@@ -137,12 +138,18 @@ class Attempt {
       return this.#failed(KataError.from(error, 'start'), sandbox, joined, plan);
     } finally {
       container.starting = undefined;
+      this.#engine.filling.end(container);
     }
   }
 
   #failed(error: KataError, sandbox: Sandbox | undefined, joined: boolean, plan: ContainerPlan | undefined): Failure {
     const container = this.#container;
-    if (container.state.status !== 'starting') return { error, cleanUp: async () => [] };
+    const { filling } = this.#engine;
+    if (container.state.status !== 'starting') {
+      // Its machine ended by itself, or there was none yet.
+      const { settled } = container;
+      return { error, cleanUp: () => settled.then(() => filling.abandon(container)) };
+    }
     const exit: ExitInfo = {
       code: error.exitCode,
       signal: 0,
@@ -159,12 +166,21 @@ class Attempt {
     return {
       error,
       cleanUp: async () => {
-        if (sandbox === undefined || plan === undefined) return [];
-        if (container.record.config.sandbox === undefined) return sandbox.end('start-failed').gone;
-        if (joined) await sandbox.leave(container.id, heldBy(plan));
-        return [];
+        const cleaned = this.#cleanUp(sandbox, joined, plan).catch((error: unknown) => [error]);
+        return [...(await cleaned), ...(await filling.abandon(container))];
       },
     };
+  }
+
+  async #cleanUp(
+    sandbox: Sandbox | undefined,
+    joined: boolean,
+    plan: ContainerPlan | undefined,
+  ): Promise<readonly unknown[]> {
+    if (sandbox === undefined || plan === undefined) return [];
+    if (this.#container.record.config.sandbox === undefined) return sandbox.end('start-failed').gone;
+    if (joined) await sandbox.leave(this.#container.id, heldBy(plan));
+    return [];
   }
 
   #joins(): Sandbox | undefined {

@@ -5,10 +5,11 @@ import type { ContainerPlan, ContainerRecord, GuestFile } from '../sandbox/index
 import { blockRootfs, GUEST_SHARED, GUEST_SHM, hostMounts, type Rootfs, sharedRootfs } from '../storage/index.ts';
 import type { Container } from './container.ts';
 
-/** Everything that the container's sandbox needs to create it, from its record alone. */
-export function planOf(container: Container): ContainerPlan {
+/** Everything that the container's sandbox needs to create it, from its record alone. `fills`: volumes that this start fills. */
+export function planOf(container: Container, fills: ReadonlySet<string>): ContainerPlan {
   const { record } = container;
-  const { shares, ociMounts } = hostMounts(record.id, record.mounts);
+  const mounts = record.mounts.map((mount) => ({ ...mount, fill: mount.copyUp && fills.has(mount.name ?? '') }));
+  const { shares, ociMounts, temporaryShares } = hostMounts(record.id, mounts);
   const files = etcFiles(record);
   const taken = new Set(record.mounts.map((mount) => mount.target));
   const etc = files.filter((file) => !taken.has(file.target));
@@ -18,6 +19,7 @@ export function planOf(container: Container): ContainerPlan {
     rootfs,
     shares,
     mounts: ociMounts,
+    ...(fills.size === 0 ? {} : { filling: { shares: temporaryShares } }),
     files: etc,
     spec: specOf(record, rootfs.guestPath, [...ociMounts, ...etc.map(bindOf)]),
     stdin: record.config.stdin,

@@ -94,6 +94,8 @@ async function resume(
     failStart(engine, container);
     return;
   }
+  await sandbox.endFilling(engine.planOf(container));
+  engine.filling.filled(container);
   // Created for sure, started perhaps: asked again, an agent that had started it says so.
   if (!init.exited)
     try {
@@ -103,7 +105,7 @@ async function resume(
     }
   await container.mutex.run(async () => {
     if (container.state.status !== 'starting') return;
-    container.apply({ event: 'started', at: new Date().toISOString() });
+    container.applyStarted();
     engine.emit('start', container);
   });
 }
@@ -128,6 +130,7 @@ function failStart(engine: Engine, container: Container): void {
 async function recoverContainer(engine: Engine, container: Container): Promise<void> {
   const uid = sandboxOf(container.state);
   if (uid !== undefined && !engine.sandboxes.has(uid)) await losesSandbox(engine, container);
+  engine.filling.recover(container);
   const { status } = container.state;
   const inSandbox = [...engine.sandboxes.values()].some((one) => one.record.containers.includes(container.id));
   if (status === 'removing') await engine.discard(container, container.state.volumes);

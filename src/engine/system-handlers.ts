@@ -5,6 +5,7 @@ import { armedFailpoints, armFailpoint, FAILPOINTS } from '../sandbox/index.ts';
 import type { Doors } from './doors.ts';
 import type { Engine } from './engine.ts';
 import { eventFilter } from './filters.ts';
+import { anonymousVolumeName } from './volumes.ts';
 
 export const ENGINE_VERSION = '0.1.0';
 
@@ -109,7 +110,8 @@ function volumeHandlers(engine: Engine, ready: Promise<void>): Handlers {
   return {
     listVolumes: async () => volumes.list(),
     createVolume: async ({ body }) => {
-      const volume = volumes.ensure(body.name, body.labels);
+      const { name = anonymousVolumeName(), labels } = body;
+      const volume = volumes.ensure(name, { labels, anonymous: body.name === undefined });
       engine.events.emit('volume', 'create', volume.name, {});
       return volume;
     },

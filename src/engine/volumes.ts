@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto';
-import { mkdirSync, readdirSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, readdirSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import * as z from 'zod';
@@ -12,8 +12,20 @@ const VolumeRecord = z.object({
   createdAt: z.string(),
   labels: z.record(z.string(), z.string()),
   anonymous: z.boolean(),
+  /** A start of the container is filling it: what it holds counts for nothing. `alone`: nobody else could write there. */
+  filling: z.object({ container: z.string(), alone: z.boolean() }).optional(),
 });
+export type FillingMark = NonNullable<VolumeRecord['filling']>;
 type VolumeRecord = z.infer<typeof VolumeRecord>;
+
+/** For every user of a container, whatever the engine's umask: the directories above are closed to those of the host. */
+function makeEmpty(path: string): void {
+  mkdirSync(path, { recursive: true });
+  chmodSync(path, 0o755);
+}
+
+/** For a volume that nobody named. */
+export const anonymousVolumeName = (): string => randomBytes(32).toString('hex');
 
 /** Directories of the host that outlive containers: `<root>/volumes/<name>/_data`. */
 export class Volumes {
@@ -35,33 +47,53 @@ export class Volumes {
   }
 
   get(name: string): Volume {
-    const found = this.list().find((volume) => volume.name === name);
-    if (found === undefined) throw new KataError('NOT_FOUND', `no such volume: ${name}`);
-    return found;
+    if (!this.#has(name)) throw new KataError('NOT_FOUND', `no such volume: ${name}`);
+    return this.#describe(name);
   }
 
-  /** Makes a volume, or gives the one that has the name. Without a name: an anonymous one of 64 hex digits. */
-  ensure(name: string | undefined, labels: Record<string, string> = {}): Volume {
-    const chosen = name ?? randomBytes(32).toString('hex');
-    if (!NAME_PATTERN.test(chosen))
-      throw new KataError('INVALID_ARGUMENT', `"${chosen}" is not a volume's name`, {
+  /** Host path of a volume's content; the volume need not exist. INVALID_ARGUMENT for what is no name. */
+  pathOf(name: string): string {
+    if (!NAME_PATTERN.test(name))
+      throw new KataError('INVALID_ARGUMENT', `"${name}" is not a volume's name`, {
         hint: 'letters, digits, "_", "." and "-"; a host directory is an absolute path',
       });
-    const known = this.list().find((volume) => volume.name === chosen);
-    if (known !== undefined) return known;
-    mkdirSync(join(this.#dir, chosen, '_data'), { recursive: true, mode: 0o755 });
-    this.#file(chosen).write({
-      version: 1,
-      createdAt: new Date().toISOString(),
-      labels,
-      anonymous: name === undefined,
-    });
-    return this.#describe(chosen);
+    return join(this.#dir, name, '_data');
+  }
+
+  /** Makes a volume, or gives the one that has the name. */
+  ensure(name: string, more: { labels?: Record<string, string>; anonymous: boolean }): Volume {
+    const path = this.pathOf(name);
+    if (!existsSync(path)) {
+      makeEmpty(path);
+      const { labels = {}, anonymous } = more;
+      this.#file(name).write({ version: 1, createdAt: new Date().toISOString(), labels, anonymous });
+    }
+    return this.#describe(name);
+  }
+
+  isEmpty(name: string): boolean {
+    return readdirSync(this.pathOf(name)).length === 0;
+  }
+
+  /** Deletes what it holds. Not while a guest has it. */
+  async empty(name: string): Promise<void> {
+    const path = this.pathOf(name);
+    await rm(path, { recursive: true, force: true });
+    makeEmpty(path);
+  }
+
+  filling(name: string): FillingMark | undefined {
+    return this.#read(name)?.filling;
+  }
+
+  setFilling(name: string, filling: FillingMark | undefined): void {
+    const { createdAt, labels, anonymous } = this.#describe(name);
+    this.#file(name).write({ version: 1, createdAt, labels, anonymous, ...(filling === undefined ? {} : { filling }) });
   }
 
   /** CONFLICT while a container has it, also with `force`, which only forgives an absent volume. */
   async remove(name: string, force: boolean): Promise<void> {
-    if (!NAME_PATTERN.test(name) || !this.list().some((volume) => volume.name === name)) {
+    if (!this.#has(name)) {
       if (force) return;
       throw new KataError('NOT_FOUND', `no such volume: ${name}`);
     }
@@ -74,20 +106,27 @@ export class Volumes {
     await rm(join(this.#dir, name), { recursive: true, force: true });
   }
 
+  #has(name: string): boolean {
+    return NAME_PATTERN.test(name) && existsSync(join(this.#dir, name));
+  }
+
   #describe(name: string): Volume {
-    let record: VolumeRecord | undefined;
-    try {
-      record = this.#file(name).read();
-    } catch {
-      record = undefined;
-    }
+    const record = this.#read(name);
     return {
       name,
-      path: join(this.#dir, name, '_data'),
+      path: this.pathOf(name),
       createdAt: record?.createdAt ?? new Date(0).toISOString(),
       labels: record?.labels ?? {},
       anonymous: record?.anonymous ?? false,
     };
+  }
+
+  #read(name: string): VolumeRecord | undefined {
+    try {
+      return this.#file(name).read();
+    } catch {
+      return undefined;
+    }
   }
 
   #file(name: string): StateFile<VolumeRecord> {

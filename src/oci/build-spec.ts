@@ -1,6 +1,7 @@
 import { posix } from 'node:path';
 import { KataError } from '../base/index.ts';
 import { ALL_CAPABILITIES, tweakCapabilities } from './capabilities.ts';
+import { containerPath } from './container-path.ts';
 import {
   DEFAULT_MOUNTS,
   DEFAULT_PATH,
@@ -10,6 +11,7 @@ import {
   READONLY_PATHS,
   SHM_SIZE_BYTES,
 } from './defaults.ts';
+import { type EffectiveConfig, effectiveConfig } from './effective-config.ts';
 import { imageEnv, mergeEnv } from './environment.ts';
 import type { ImageConfig } from './image-spec.ts';
 import { toResources, toRlimits } from './limits.ts';
@@ -71,8 +73,9 @@ export function buildSpec(image: ImageConfig, options: ContainerOptions, context
   const capabilities = tweakCapabilities(options.capAdd ?? [], options.capDrop ?? []);
   const security = parseSecurityOptions(options.securityOpt ?? [], capabilities);
   const hostname = options.hostname ?? context.containerId.slice(0, 12);
-  const command = commandOf(image, options);
-  const user = parseUser(options.user ?? image.config?.User ?? '');
+  const effective = effectiveConfig(image, options);
+  const command = commandOf(effective);
+  const user = parseUser(effective.user);
   return {
     ociVersion: '1.1.0',
     process: {
@@ -81,7 +84,7 @@ export function buildSpec(image: ImageConfig, options: ContainerOptions, context
       user,
       args: options.init === true ? [INIT_PATH, '--', ...command] : command,
       env: environmentOf(image, options, hostname),
-      cwd: posix.join('/', options.workdir ?? image.config?.WorkingDir ?? '/'),
+      cwd: posix.join('/', effective.workdir),
       capabilities: capabilitySets(capabilities, user),
       rlimits: toRlimits(options.ulimits ?? []),
       noNewPrivileges: security.noNewPrivileges,
@@ -130,12 +133,8 @@ export function buildExecProcess(container: Process, options: ExecOptions): Proc
   };
 }
 
-/** Docker's merge: an entrypoint of the user's, even an empty one, also clears the image's command. */
-function commandOf(image: ImageConfig, options: ContainerOptions): string[] {
-  const own = options.args ?? [];
-  const entrypoint = options.entrypoint ?? image.config?.Entrypoint ?? [];
-  const inheritsCommand = own.length === 0 && options.entrypoint === undefined;
-  const command = [...entrypoint, ...(inheritsCommand ? (image.config?.Cmd ?? []) : own)];
+function commandOf({ entrypoint, cmd }: EffectiveConfig): string[] {
+  const command = [...entrypoint, ...cmd];
   if (command.length === 0)
     throw new KataError('INVALID_ARGUMENT', 'no command: the image names none and none was given', {
       phase: 'create-container',
@@ -185,7 +184,7 @@ function capabilitySets(capabilities: readonly string[], user: User): Capabiliti
 function mountsOf(options: ContainerOptions, context: SpecContext): Mount[] {
   const own = new Map<string, Mount>();
   const put = (mount: Mount): void => {
-    const destination = posix.join('/', mount.destination).replace(/(.)\/$/, '$1');
+    const destination = containerPath(mount.destination);
     if (destination === '/')
       throw new KataError('INVALID_ARGUMENT', 'a mount cannot replace the root file system', {
         phase: 'create-container',
@@ -222,14 +221,3 @@ export const stopSignalOf = (image: ImageConfig, stopSignal: string | undefined)
   const text = stopSignal ?? image.config?.StopSignal;
   return text === undefined || text === '' ? SIGTERM : parseSignal(text);
 };
-
-/** Absolute paths where the image declares volumes, normalised and sorted; what is not an absolute path is left out. */
-export const imageVolumes = (image: ImageConfig): string[] =>
-  [
-    ...new Set(
-      Object.keys(image.config?.Volumes ?? {})
-        .filter((path) => path.startsWith('/'))
-        .map((path) => posix.join('/', path).replace(/(.)\/$/, '$1'))
-        .filter((path) => path !== '/'),
-    ),
-  ].sort();

@@ -17,6 +17,8 @@ export interface ContainerPlan {
   /** Of binds and volumes. */
   shares: readonly Share[];
   mounts: readonly Mount[];
+  /** The creation copies content of the image into volumes, which takes its time. These shares end with it. */
+  filling?: { shares: readonly string[] };
   files: readonly GuestFile[];
   spec: Spec;
   stdin: boolean;

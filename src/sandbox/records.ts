@@ -42,6 +42,8 @@ const ContainerMount = z.object({
   /** Made for this container alone: removed with it by `rm -v`. */
   anonymous: z.boolean(),
   isDirectory: z.boolean(),
+  /** A volume that no start has mounted yet; empty, it begins with what the image has at the target. */
+  copyUp: z.boolean().default(false),
 });
 
 export const ContainerRecord = z.object({

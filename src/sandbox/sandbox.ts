@@ -1,12 +1,13 @@
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { type Agent, createContainerRequest, execProcessRequest, translateAgentError } from '../agent/index.ts';
+import { type Agent, createContainerRequest, execProcessRequest } from '../agent/index.ts';
 import { KataError, Mutex } from '../base/index.ts';
 import type { Machine } from '../hypervisor/index.ts';
 import type { Device } from '../model/index.ts';
 import type { Process } from '../oci/index.ts';
 import type { KeeperProcess } from '../os/index.ts';
 import type { Share } from '../storage/index.ts';
+import { createProcess } from './create-process.ts';
 import { type Ending, endSandbox } from './ending.ts';
 import { failpoint } from './failpoints.ts';
 import { writeGuestFiles } from './guest-files.ts';
@@ -21,6 +22,8 @@ import { StateFile } from './state-file.ts';
 import { nextSandboxState, type SandboxEvent } from './states.ts';
 
 const CREATE_TIMEOUT_MS = 60_000;
+/** A little over the agent's own bound, whose error is the better one. */
+const FILL_TIMEOUT_MS = 610_000;
 const REMOVE_TIMEOUT_MS = 10_000;
 const RECONNECTS = 5;
 /** Ended execs that can still be inspected. */
@@ -39,7 +42,8 @@ export interface Links {
 
 /**
  * One virtual machine and the containers in it. Everything that must be known to adopt or to clean it is in sandbox.json before it is
- * done. `end` serves the failed start, the normal stop and the clean-up after a crash alike.
+ * done. `end` serves the failed start, the normal stop and the clean-up after a crash alike. It is a long file because only these methods
+ * may change the record and the connection.
  */
 export class Sandbox {
   readonly uid: string;
@@ -127,14 +131,22 @@ export class Sandbox {
 
   /**
    * Creates and starts a container. `atBoot`: its devices and shares are part of the machine already. With `attach` a stream is opened
-   * before the first instruction runs. The caller calls `leave` when this fails, as after every exit.
+   * before the first instruction runs, and `onCreated` is called before it too. The caller calls `leave` when this fails, as after
+   * every exit.
    */
   async run(
     plan: ContainerPlan,
-    options: { atBoot: boolean; attach: StreamWish | undefined; phases: Phases; signal: AbortSignal },
+    options: {
+      atBoot: boolean;
+      attach: StreamWish | undefined;
+      onCreated: () => void;
+      phases: Phases;
+      signal: AbortSignal;
+    },
   ): Promise<{ token: string; socket: string } | undefined> {
     const { phases, signal, attach } = options;
     await this.create(plan, { atBoot: options.atBoot, waitClient: attach !== undefined, phases, signal });
+    options.onCreated();
     const { containerId } = plan;
     const stream = attach && (await this.links.keeper.openStream({ containerId, execId: '', ...attach }, { signal }));
     failpoint('start.stream-opened');
@@ -165,8 +177,9 @@ export class Sandbox {
       devices: plan.devices ?? [],
       sharePidNamespace: plan.sharePidNamespace ?? false,
     });
+    const bounds = { signal, timeoutMs: plan.filling === undefined ? CREATE_TIMEOUT_MS : FILL_TIMEOUT_MS };
     await phases.time('create-container', () =>
-      create(keeper, 'create-container', signal, {
+      createProcess(keeper, 'create-container', bounds, {
         containerId,
         execId: '',
         request,
@@ -179,6 +192,12 @@ export class Sandbox {
       }),
     );
     failpoint('start.process-created');
+    await this.endFilling(plan);
+  }
+
+  /** Takes away what only the filling of volumes needed. Idempotent. */
+  async endFilling({ filling }: Pick<ContainerPlan, 'filling'>): Promise<void> {
+    for (const id of filling?.shares ?? []) await this.links.keeper.unshare(id);
   }
 
   async startContainer(containerId: string, signal: AbortSignal): Promise<void> {
@@ -210,7 +229,8 @@ export class Sandbox {
     signal: AbortSignal,
   ): Promise<void> {
     const { containerId, execId, process, terminal, stdin, stdinOnce, waitClient, stdio } = exec;
-    await create(this.links.keeper, 'exec', signal, {
+    const bounds = { signal, timeoutMs: CREATE_TIMEOUT_MS };
+    await createProcess(this.links.keeper, 'exec', bounds, {
       ...{ containerId, execId, terminal, stdin, stdinOnce, waitClient },
       request: execProcessRequest({ containerId, execId, process }),
       ...(stdio && { stdio }),
@@ -380,19 +400,6 @@ export class Sandbox {
     const live = others.filter((one) => one.exit === undefined);
     const ended = others.filter((one) => one.exit !== undefined).slice(-MAX_EXECS);
     this.update({ execs: [...ended, ...live, exec] });
-  }
-}
-
-async function create(
-  keeper: Keeper,
-  phase: string,
-  signal: AbortSignal,
-  request: Parameters<Keeper['createProcess']>[0],
-): Promise<void> {
-  try {
-    await keeper.createProcess(request, { signal, timeoutMs: CREATE_TIMEOUT_MS });
-  } catch (error) {
-    throw translateAgentError(error, phase);
   }
 }
 

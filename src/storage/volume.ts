@@ -7,21 +7,43 @@ export interface HostMount {
   source: string;
   target: string;
   readOnly: boolean;
+  /** The guest puts into the source what the image has at the target. */
+  fill?: boolean;
 }
 
-/** Shares and bind mounts for host paths; a share is read-only on the host's side too. */
-export function hostMounts(containerId: string, mounts: readonly HostMount[]): { shares: Share[]; ociMounts: Mount[] } {
+/** The agent's mount option for that; no runtime and no file system has one of this name. */
+const FILL_OPTION = 'kata-ts.copyup=';
+
+/**
+ * Shares and bind mounts for host paths; a share is read-only on the host's side too. A read-only mount that is to be filled has a
+ * second, temporary share for the filling.
+ */
+export function hostMounts(
+  containerId: string,
+  mounts: readonly HostMount[],
+): { shares: Share[]; ociMounts: Mount[]; temporaryShares: string[] } {
   const shares: Share[] = [];
   const ociMounts: Mount[] = [];
-  for (const [index, mount] of mounts.entries()) {
+  const temporaryShares: string[] = [];
+  for (const [index, { source, target, readOnly, fill }] of mounts.entries()) {
     const id = `${containerId.slice(0, 12)}-m${index}`;
-    shares.push({ id, kind: 'path', source: mount.source, readOnly: mount.readOnly });
+    const fillId = readOnly ? `${id}-fill` : id;
+    shares.push({ id, kind: 'path', source, readOnly });
+    if (fill && fillId !== id) {
+      shares.push({ id: fillId, kind: 'path', source, readOnly: false });
+      temporaryShares.push(fillId);
+    }
     ociMounts.push({
-      destination: mount.target,
+      destination: target,
       type: 'bind',
       source: `${GUEST_SHARED}${id}`,
-      options: ['rbind', 'rprivate', mount.readOnly ? 'ro' : 'rw'],
+      options: [
+        'rbind',
+        'rprivate',
+        readOnly ? 'ro' : 'rw',
+        ...(fill ? [`${FILL_OPTION}${GUEST_SHARED}${fillId}`] : []),
+      ],
     });
   }
-  return { shares, ociMounts };
+  return { shares, ociMounts, temporaryShares };
 }

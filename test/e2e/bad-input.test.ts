@@ -1,20 +1,10 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
-import { createHash } from 'node:crypto';
-import {
-  cpSync,
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  symlinkSync,
-  writeFileSync,
-} from 'node:fs';
+import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { ASSETS, TestEnv } from '../support/env.ts';
+import { archiveOf, type Entry, layoutFiles, sha256, type TestImage, tar, writeFiles } from '../support/images.ts';
 
 // A clear error, and nothing half-made.
 
@@ -37,66 +27,11 @@ async function refused(args: string[], expected: RegExp, code = 125, options = {
   assert.deepEqual(readdirSync(join(env.runDir, 's')), [], 'no sandbox is left');
 }
 
-const sha = (data: Buffer): string => createHash('sha256').update(data).digest('hex');
+const plain = tar([{ name: 'file', data: 'x' }]);
 
-/** Writes an OCI layout with one layer; the options say what is wrong with it. */
-function layout(name: string, layer: Buffer, options: { architecture?: string; tamper?: boolean } = {}): string {
-  const dir = join(work, name);
-  const blobs = join(dir, 'blobs/sha256');
-  mkdirSync(blobs, { recursive: true });
-  const add = (data: Buffer): { digest: string; size: number } => {
-    writeFileSync(join(blobs, sha(data)), data);
-    return { digest: `sha256:${sha(data)}`, size: data.length };
-  };
-  const layerDescriptor = { mediaType: 'application/vnd.oci.image.layer.v1.tar', ...add(layer) };
-  const config = add(
-    Buffer.from(
-      JSON.stringify({
-        architecture: options.architecture ?? 'amd64',
-        os: 'linux',
-        config: { Cmd: ['sh'] },
-        rootfs: { type: 'layers', diff_ids: [layerDescriptor.digest] },
-      }),
-    ),
-  );
-  const manifest = add(
-    Buffer.from(
-      JSON.stringify({
-        schemaVersion: 2,
-        mediaType: 'application/vnd.oci.image.manifest.v1+json',
-        config: { mediaType: 'application/vnd.oci.image.config.v1+json', ...config },
-        layers: [layerDescriptor],
-      }),
-    ),
-  );
-  writeFileSync(join(dir, 'oci-layout'), '{"imageLayoutVersion":"1.0.0"}');
-  writeFileSync(
-    join(dir, 'index.json'),
-    JSON.stringify({
-      schemaVersion: 2,
-      manifests: [
-        {
-          mediaType: 'application/vnd.oci.image.manifest.v1+json',
-          ...manifest,
-          annotations: { 'org.opencontainers.image.ref.name': `${name}:latest` },
-        },
-      ],
-    }),
-  );
-  if (options.tamper)
-    writeFileSync(join(blobs, layerDescriptor.digest.slice(7)), Buffer.concat([layer, Buffer.alloc(512)]));
-  return dir;
-}
-
-function tar(name: string, build: (dir: string) => void, ...args: string[]): Buffer {
-  const dir = join(work, `${name}-tree`);
-  mkdirSync(dir, { recursive: true });
-  build(dir);
-  const result = spawnSync('tar', ['-C', dir, '-cf', '-', ...args], { maxBuffer: 2 ** 28 });
-  assert.equal(result.status, 0, result.stderr.toString());
-  return result.stdout;
-}
-const plain = () => tar('plain', (dir) => writeFileSync(join(dir, 'file'), 'x'), '.');
+/** An OCI layout with one layer below `work`; the image has the layout's name. */
+const layout = (name: string, layer: Buffer, more: Partial<TestImage> = {}): string =>
+  writeFiles(join(work, name), layoutFiles([{ layers: [layer], names: [`${name}:latest`], ...more }]));
 
 test('not an image at all', () => {
   writeFileSync(join(work, 'garbage'), 'this is not a tar archive'.repeat(100));
@@ -104,61 +39,35 @@ test('not an image at all', () => {
 });
 
 test('a truncated archive', () => {
-  const dir = layout('cut', plain());
-  const archive = spawnSync('tar', ['-C', dir, '-cf', '-', '.']).stdout;
+  const archive = archiveOf(layoutFiles([{ layers: [plain], names: ['cut:latest'] }]));
   writeFileSync(join(work, 'cut.tar'), archive.subarray(0, archive.length / 2));
   return refused(['load', '-i', join(work, 'cut.tar')], /IMAGE_INVALID|truncated|incomplete|unexpected end/i, 1);
 });
 
-test('a tampered blob', () =>
-  refused(['load', '-i', layout('tampered', plain(), { tamper: true })], /digest|size/i, 1));
+test('a tampered blob', () => {
+  const dir = layout('tampered', plain);
+  writeFileSync(join(dir, 'blobs/sha256', sha256(plain)), Buffer.concat([plain, Buffer.alloc(512)]));
+  return refused(['load', '-i', dir], /digest|size/i, 1);
+});
 
 test('an image for another architecture', () =>
-  refused(['load', '-i', layout('foreign', plain(), { architecture: 'arm64' })], /arm64.*amd64|amd64.*arm64/s, 1));
+  refused(['load', '-i', layout('foreign', plain, { architecture: 'arm64' })], /arm64.*amd64|amd64.*arm64/s, 1));
 
 test('layers that try to leave the image', async (t) => {
-  const escapes: [string, Buffer][] = [
-    [
-      'dotdot',
-      tar(
-        'dotdot',
-        (dir) => writeFileSync(join(dir, 'evil'), 'x'),
-        '--transform',
-        's,evil,../../../../tmp/kt-evil,',
-        '-P',
-        'evil',
-      ),
-    ],
+  const escapes: [string, Entry[]][] = [
+    ['dotdot', [{ name: '../../../../tmp/kt-evil', data: 'x' }]],
     [
       'through-symlink',
-      tar(
-        'through-symlink',
-        (dir) => {
-          symlinkSync('/tmp', join(dir, 'link'));
-          writeFileSync(join(dir, 'evil'), 'x');
-        },
-        '--transform',
-        's,^evil,link/kt-evil,',
-        '-P',
-        'link',
-        'evil',
-      ),
+      [
+        { name: 'link', type: '2', link: '/tmp' },
+        { name: 'link/kt-evil', data: 'x' },
+      ],
     ],
-    [
-      'absolute',
-      tar(
-        'absolute',
-        (dir) => writeFileSync(join(dir, 'evil'), 'x'),
-        '--transform',
-        's,evil,/tmp/kt-evil,',
-        '-P',
-        'evil',
-      ),
-    ],
+    ['absolute', [{ name: '/tmp/kt-evil', data: 'x' }]],
   ];
-  for (const [name, layer] of escapes)
+  for (const [name, entries] of escapes)
     await t.test(name, async () => {
-      const output = await env.kata(['load', '-i', layout(name, layer)]);
+      const output = await env.kata(['load', '-i', layout(name, tar(entries))]);
       assert.equal(existsSync('/tmp/kt-evil'), false, 'nothing was written outside the store');
       if (output.code === 0) await env.ok(['rmi', `${name}:latest`]);
       else assert.match(output.stderr, /evil|link/);

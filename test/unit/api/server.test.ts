@@ -20,7 +20,7 @@ let aborted: () => void = () => {};
 const handlers: Handlers = {
   createContainer: async (call) => {
     seen.push({ body: call.body, requestId: call.requestId, resumed: call.resumed });
-    return { id: 'abc', name: call.body.name ?? 'n', warnings: [] };
+    return { id: 'abc', name: call.body.name ?? 'n', warnings: [], shares: false };
   },
   inspectContainer: async (call) => {
     if (call.path.id === 'boom') throw new Error('secret detail');
@@ -92,7 +92,7 @@ const post = (path: string, body: string, headers = ''): Promise<string> =>
 test('a body is validated and completed with defaults', async () => {
   seen.length = 0;
   const answer = await client.call('createContainer', { body: { image: 'busybox' } }, { requestId: 'r1' });
-  assert.deepEqual(answer, { id: 'abc', name: 'n', warnings: [] });
+  assert.deepEqual(answer, { id: 'abc', name: 'n', warnings: [], shares: false });
   const call = seen[0] as { body: Record<string, unknown>; requestId: string; resumed: boolean };
   assert.equal(call.requestId, 'r1');
   assert.equal(call.resumed, true);

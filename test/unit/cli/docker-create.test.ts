@@ -102,8 +102,7 @@ function normalized(docker: Record<string, unknown>): Record<string, unknown> {
     else mounts.push(`${Type} ${Source} ${Target} ${ReadOnly}`);
   }
   const words: Record<string, unknown> = { ...rest, mounts: mounts.sort(), Tmpfs: tmpfs.sort() };
-  // "NAME" alone asks docker's daemon to unset a variable of the image; here it is left out.
-  if (Array.isArray(words.Env)) words.Env = inNameOrder(words.Env.filter((entry) => entry.includes('=')));
+  if (Array.isArray(words.Env)) words.Env = inNameOrder(words.Env);
   if (Array.isArray(words.SecurityOpt))
     words.SecurityOpt = words.SecurityOpt.map((option) =>
       option === 'no-new-privileges:true' ? 'no-new-privileges' : option,
@@ -130,4 +129,16 @@ test('an entrypoint drops the command of the image', () => {
   assert.deepEqual(ourBody(['--entrypoint', 'sh', 'busybox']).args, []);
   assert.deepEqual(ourBody(['--entrypoint', '', 'busybox', 'ls']).entrypoint, []);
   assert.equal(ourBody(['busybox']).args, undefined);
+});
+
+test('nocopy is for volumes', () => {
+  const noCopy = (...argv: string[]) =>
+    CreateContainer.parse(ourBody([...argv, 'busybox'])).mounts.map((m) => m.noCopy);
+  assert.deepEqual(noCopy('-v', 'a:/a:ro,nocopy', '-v', 'b:/b'), [true, false]);
+  assert.deepEqual(noCopy('--mount', 'target=/a,volume-nocopy', '--mount', 'target=/b,volume-nocopy=false'), [
+    true,
+    false,
+  ]);
+  assert.throws(() => noCopy('-v', '/host:/a:nocopy'), { code: 'INVALID_ARGUMENT' });
+  assert.throws(() => noCopy('--mount', 'type=bind,src=/a,dst=/b,volume-nocopy'), { code: 'UNSUPPORTED_FLAG' });
 });

@@ -20,7 +20,7 @@ after(() => engine.stop());
 beforeEach(() => {
   engine.calls.length = 0;
   for (const name of Object.keys(engine.handlers)) delete engine.handlers[name as 'version'];
-  engine.handlers.createContainer = () => ({ id: ID, name: 'web', warnings: ['slow disk'] });
+  engine.handlers.createContainer = () => ({ id: ID, name: 'web', warnings: ['slow disk'], shares: false });
   engine.handlers.startContainer = ({ body }) =>
     (body as { attach?: unknown }).attach === undefined ? {} : { stream: engine.stream };
   engine.handlers.inspectContainer = () => details();
@@ -173,7 +173,7 @@ test("a call that the engine's death interrupts is repeated under the same reque
       await engine.die();
       await engine.listen();
     }
-    return { id: ID, name: 'web', warnings: [] };
+    return { id: ID, name: 'web', warnings: [], shares: false };
   };
   const end = await engine.kata(['create', 'busybox']);
   assert.deepEqual([end.code, end.stdout], [0, `${ID}\n`]);
@@ -245,11 +245,14 @@ test("inspect: docker's paths", GUARD, async () => {
   };
   const format =
     '{{.Id}} {{.Name}} {{.State.Running}} {{.State.ExitCode}} {{.State.OOMKilled}} {{.State.Pid}} {{.State.Status}} ' +
-    '{{index .Config.Env 1}} {{.HostConfig.Memory}} {{range .Mounts}}{{.Name}}:{{.Destination}}:{{.RW}}{{end}} ' +
+    '{{index .Config.Env 0}} {{json .Config.Cmd}} {{json .Config.Volumes}} {{.HostConfig.Memory}} {{range .Mounts}}{{.Name}}:{{.Destination}}:{{.RW}}{{end}} ' +
     '{{index .Config.Labels "stage"}} {{json .NetworkSettings.Networks}} {{.Config.OpenStdin}}';
   const end = await engine.kata(['inspect', '-f', format, 'web']);
   assert.equal(end.stderr, '');
-  assert.equal(end.stdout, `${ID} /web false 3 true 0 exited A=1 67108864 data:/data:false test {} true\n`);
+  assert.equal(
+    end.stdout,
+    `${ID} /web false 3 true 0 exited A=1 ["sh","-c","x"] {"/data":{}} 67108864 data:/data:false test {} true\n`,
+  );
   const [whole] = JSON.parse((await engine.kata(['inspect', 'web'])).stdout);
   assert.deepEqual([whole.State.ExitCode, whole.kata.exit.cause, whole.kata.sandbox], [3, 'process', null]);
   assert.equal((await engine.kata(['inspect', '-f', '{{.kata.exit.oomKilled}}', 'web'])).stdout, 'true\n');

@@ -332,6 +332,10 @@ export class World {
   boot = 'boot-1';
   /** What the host has. */
   vsock: VsockMode = 'hybrid';
+  /** VOLUME of the image. */
+  imageVolumes: Record<string, object> = {};
+  /** What the guest does while it creates a container. */
+  onCreate: () => void = () => {};
   #nextPid = 100;
   #connections: { is: boolean }[] = [];
   #generation = 0;
@@ -380,7 +384,7 @@ export class World {
           config: {
             architecture: 'amd64',
             os: 'linux',
-            config: { Cmd: ['sh'] },
+            config: { Cmd: ['sh'], Volumes: this.imageVolumes },
             rootfs: { type: 'layers', diff_ids: [] },
           },
           layers: [{ diffId: 'sha256:2', path: '/layer.erofs', sizeBytes: 4096 }],
@@ -456,6 +460,7 @@ export class World {
     const wrapped = Object.entries(target).map(([name, value]) => {
       if (typeof value !== 'function' || ['close', 'entries', 'doorCalls'].includes(name)) return [name, value];
       const call = async (...args: unknown[]) => {
+        if (name === 'createProcess') this.onCreate();
         this.#step(name);
         const result = await value(...args);
         await this.#after(name);

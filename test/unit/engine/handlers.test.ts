@@ -78,6 +78,17 @@ test('lists: running ones, all, by filters', async () => {
   await assert.rejects(names({ filters: { shape: ['x'] } }), { code: 'INVALID_ARGUMENT' });
 });
 
+test('the filter of names is a regular expression', async () => {
+  for (const name of ['web-1', 'web-12', 'old-web-1', `${'a'.repeat(60)}.`]) await create(name);
+  const filtered = (pattern: string) => names({ all: true, filters: { name: [pattern] } });
+  assert.deepEqual(await filtered('web-1'), ['old-web-1', 'web-1', 'web-12']);
+  assert.deepEqual(await filtered('^web-\\d$'), ['web-1']);
+  assert.deepEqual(await filtered('^/web-[0-9]+$'), ['web-1', 'web-12']);
+  assert.deepEqual(await filtered('(?i)OLD'), ['old-web-1']);
+  for (const bad of ['(', 'a{2,1}', 'x'.repeat(257), '^(a+)+$'])
+    await assert.rejects(filtered(bad), { code: 'INVALID_ARGUMENT' }, bad);
+});
+
 test('inspection tells configuration, process, sandbox and log', async () => {
   await create('one', { env: ['A=b'], hostname: 'box' });
   await begin('one');

@@ -5,8 +5,9 @@ import { join } from 'node:path';
 import test from 'node:test';
 import fc from 'fast-check';
 import { unpackLayer } from '../../../src/image/layer/unpack-layer.ts';
+import { digest, type Entry, tar } from '../../support/images.ts';
 import { cannotMount, describeTree, withMounted } from './mounted.ts';
-import { digest, type Entry, tar, temporary } from './support.ts';
+import { temporary } from './support.ts';
 
 const hasFsck = spawnSync('fsck.erofs', ['-V']).error === undefined;
 

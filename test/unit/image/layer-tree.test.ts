@@ -4,7 +4,7 @@ import type { KataError } from '../../../src/base/index.ts';
 import type { Node } from '../../../src/image/erofs/node.ts';
 import { LayerTree } from '../../../src/image/layer/layer-tree.ts';
 import { readTar } from '../../../src/image/tar/read-tar.ts';
-import { type Entry, tar } from './support.ts';
+import { type Entry, tar } from '../../support/images.ts';
 
 async function treeOf(entries: readonly Entry[]): Promise<Node> {
   const tree = new LayerTree();

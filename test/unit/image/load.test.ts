@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { mkdir, readdir, readFile, symlink, writeFile } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
+import { readdir, readFile, symlink, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import test from 'node:test';
 import { gzipSync, zstdCompressSync } from 'node:zlib';
 import type { KataError } from '../../../src/base/index.ts';
@@ -9,28 +9,19 @@ import {
   configOf,
   digest,
   dockerFiles,
-  isRefused,
-  layer,
   layoutFiles,
   sha256,
-  storeIn,
   type TestImage,
   tar,
-} from './support.ts';
+  writeFiles,
+} from '../../support/images.ts';
+import { isRefused, layer, storeIn } from './support.ts';
 
 const image = (more: Partial<TestImage> = {}): TestImage => ({
   layers: [layer('one'), layer('two')],
   names: ['docker.io/library/app:1'],
   ...more,
 });
-
-async function writeLayout(dir: string, files: ReadonlyMap<string, Buffer>): Promise<string> {
-  for (const [name, data] of files) {
-    await mkdir(dirname(join(dir, name)), { recursive: true });
-    await writeFile(join(dir, name), data);
-  }
-  return dir;
-}
 
 async function writeArchive(dir: string, data: Buffer): Promise<string> {
   const path = join(dir, `archive-${sha256(data).slice(0, 8)}`);
@@ -81,7 +72,7 @@ for (const [form, make] of Object.entries(FORMS))
 test('loads a layout directory, and members in any order', async (t) => {
   const { dir, store } = await storeIn(t);
   const files = layoutFiles([image()]);
-  await store.load(await writeLayout(join(dir, 'layout'), files));
+  await store.load(writeFiles(join(dir, 'layout'), files));
   const backwards = new Map([...layoutFiles([image({ names: ['other:2'] })])].reverse());
   await store.load(await writeArchive(dir, archiveOf(backwards)));
   assert.deepEqual(
@@ -311,7 +302,7 @@ test('a missing blob is named', async (t) => {
 test('a layout directory does not lead elsewhere', async (t) => {
   const { dir, store } = await storeIn(t);
   const files = layoutFiles([image()]);
-  const path = await writeLayout(join(dir, 'layout'), new Map([...files].filter(([name]) => name !== 'index.json')));
+  const path = writeFiles(join(dir, 'layout'), new Map([...files].filter(([name]) => name !== 'index.json')));
   await writeFile(join(dir, 'elsewhere'), files.get('index.json') ?? '');
   await symlink(join(dir, 'elsewhere'), join(path, 'index.json'));
   await assert.rejects(store.load(path), isRefused('IMAGE_INVALID', /not a regular file/));

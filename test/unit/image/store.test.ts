@@ -10,15 +10,12 @@ import {
   configOf,
   digest,
   dockerFiles,
-  isRefused,
-  layer,
   layoutFiles,
   sha256,
-  storeIn,
   type TestImage,
   tar,
-  temporary,
-} from './support.ts';
+} from '../../support/images.ts';
+import { isRefused, layer, storeIn, temporary } from './support.ts';
 
 const A: TestImage = { layers: [layer('base'), layer('a')], names: ['app/a:1', 'app/a:2'] };
 const B: TestImage = { layers: [layer('base'), layer('b')], names: ['registry.example:5000/b:x'] };

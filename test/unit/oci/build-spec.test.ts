@@ -8,6 +8,7 @@ import {
   type ContainerOptions,
   DEFAULT_CAPABILITIES,
   type ExecOptions,
+  effectiveConfig,
   type ImageConfig,
   type ImageRuntimeConfig,
   INIT_PATH,
@@ -66,7 +67,12 @@ test('environment: defaults, image, user; a name keeps its place', () => {
     ).process.env,
     ['PATH=/image', 'HOSTNAME=mine', 'TERM=xterm', 'A=1', 'B=last', 'C=', 'D=a=b'],
   );
-  for (const env of ['NAME', '=value', ''])
+  // A name alone takes away what the image or the engine would set.
+  assert.deepEqual(build({ env: ['A', 'HOSTNAME', 'ABSENT', 'B=1', 'B'] }, { Env: ['A=1', 'C=1'] }).process.env, [
+    PATH,
+    'C=1',
+  ]);
+  for (const env of ['=value', ''])
     assert.throws(() => build({ env: [env] }), isRefused('INVALID_ARGUMENT', /not NAME=value/));
   assert.throws(() => build({ env: ['A=\0'] }), isRefused('INVALID_ARGUMENT', /NUL/));
 });
@@ -341,6 +347,46 @@ test('volumes of an image', () => {
   assert.deepEqual(imageVolumes(imageWith()), []);
 });
 
+test("what docker's inspect shows: the image's configuration with the options over it", () => {
+  const image = imageWith({
+    Entrypoint: ['/entry'],
+    Cmd: ['serve'],
+    Env: ['A=image', 'B=image'],
+    User: 'app',
+    WorkingDir: '/srv',
+    Volumes: { '/data/': {} },
+    StopSignal: 'SIGQUIT',
+  });
+  assert.deepEqual(effectiveConfig(image, {}), {
+    entrypoint: ['/entry'],
+    cmd: ['serve'],
+    env: ['A=image', 'B=image'],
+    user: 'app',
+    workdir: '/srv',
+    volumes: ['/data'],
+    stopSignal: 'SIGQUIT',
+  });
+  const options = {
+    args: ['x'],
+    env: ['B=own', 'C=1'],
+    user: '7',
+    workdir: '/',
+    volumes: ['/mine'],
+    stopSignal: 'INT',
+  };
+  assert.deepEqual(effectiveConfig(image, options), {
+    entrypoint: ['/entry'],
+    cmd: ['x'],
+    env: ['B=own', 'C=1', 'A=image'],
+    user: '7',
+    workdir: '/',
+    volumes: ['/data', '/mine'],
+    stopSignal: 'INT',
+  });
+  const replaced = effectiveConfig(image, { entrypoint: [], args: [] });
+  assert.deepEqual([replaced.entrypoint, replaced.cmd], [[], []]);
+});
+
 const exec = (options: ContainerOptions, more: Partial<ExecOptions>) =>
   buildExecProcess(build(options).process, { args: ['ls'], ...more });
 
@@ -386,5 +432,5 @@ test("exec: a root user of an exec in a container of another user holds the cont
 
 test('exec without a command is refused', () => {
   assert.throws(() => exec({}, { args: [] }), isRefused('INVALID_ARGUMENT', /no command/));
-  assert.throws(() => exec({}, { env: ['X'] }), isRefused('INVALID_ARGUMENT', /NAME=value/));
+  assert.throws(() => exec({}, { env: ['=x'] }), isRefused('INVALID_ARGUMENT', /NAME=value/));
 });

@@ -69,6 +69,7 @@ const container: fc.Arbitrary<ContainerRecord> = fc.record({
       readOnly: fc.boolean(),
       anonymous: fc.boolean(),
       isDirectory: fc.boolean(),
+      copyUp: fc.boolean(),
     }),
     { maxLength: 3 },
   ),

@@ -76,3 +76,31 @@ test('a shared root file system has no device, and host paths become shares and 
   assert.ok(ociMounts[1]?.options.includes('rw'));
   assert.equal(ociMounts[0]?.source, `/run/kata-containers/shared/containers/${shares[0]?.id}`);
 });
+
+test('a volume to be filled: through its own share, or through a temporary one where that is read-only', () => {
+  const { shares, ociMounts, temporaryShares } = hostMounts(ID, [
+    { source: '/rw', target: '/x', readOnly: false, fill: true },
+    { source: '/ro', target: '/y', readOnly: true, fill: true },
+    { source: '/as-it-is', target: '/z', readOnly: true, fill: false },
+  ]);
+  const [rw, ro, fill, kept] = shares.map((share) => share.id);
+  assert.deepEqual(
+    shares.map((share) => share.kind === 'path' && [share.source, share.readOnly]),
+    [
+      ['/rw', false],
+      ['/ro', true],
+      ['/ro', false],
+      ['/as-it-is', true],
+    ],
+  );
+  assert.deepEqual(temporaryShares, [fill]);
+  const shared = '/run/kata-containers/shared/containers/';
+  assert.deepEqual(
+    ociMounts.map(({ source, options }) => [source, options.slice(2)]),
+    [
+      [`${shared}${rw}`, ['rw', `kata-ts.copyup=${shared}${rw}`]],
+      [`${shared}${ro}`, ['ro', `kata-ts.copyup=${shared}${fill}`]],
+      [`${shared}${kept}`, ['ro']],
+    ],
+  );
+});

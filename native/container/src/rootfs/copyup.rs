@@ -4,7 +4,7 @@ use crate::sys::{
     chmod_at, chown_fd, cwd, errno_of, file_type, link_fd, mkdir_at, mknod_at, open_at, open_at2, read_link_at,
     set_times, stat_fd, symlink_at, RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS,
 };
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -27,7 +27,7 @@ pub(crate) struct CopyError {
 /// Copies directories, regular files, symbolic links and fifos with owner, mode, extended attributes and times; files
 /// that are one in `from` are one in `to`. Devices and sockets are left out. Nothing that exists is replaced.
 pub(crate) fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), CopyError> {
-    let mut copy = Copy { to, path: Vec::new(), left: ENTRY_LIMIT, links: HashMap::new() };
+    let mut copy = Copy { to, path: Vec::new(), left: ENTRY_LIMIT, links: BTreeMap::new() };
     copy.directory(from, to, 0)
         .map_err(|errno| CopyError { errno, path: format!(".{}", String::from_utf8_lossy(&copy.path)) })
 }
@@ -47,7 +47,7 @@ struct Copy<'a> {
     path: Vec<u8>,
     left: usize,
     /// Where a file with several names was copied first, by device and inode.
-    links: HashMap<(libc::dev_t, libc::ino_t), Vec<u8>>,
+    links: BTreeMap<(libc::dev_t, libc::ino_t), Vec<u8>>,
 }
 
 impl Copy<'_> {
@@ -56,6 +56,8 @@ impl Copy<'_> {
             return Err(libc::ENAMETOOLONG);
         }
         let from = open_at(from, ".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
+        let stat = stat_fd(from.as_fd())?;
+        copy_access(&stat, to)?;
         for entry in fs::read_dir(itself(from.as_fd())).map_err(|error| errno_of(&error))? {
             let name = entry.map_err(|error| errno_of(&error))?.file_name().into_vec();
             let length = self.path.len();
@@ -65,16 +67,17 @@ impl Copy<'_> {
             self.entry(from.as_fd(), to, &name, depth)?;
             self.path.truncate(length);
         }
-        copy_metadata(from.as_fd(), to)
+        copy_attributes(&stat, from.as_fd(), to)
     }
 
     fn entry(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &[u8], depth: u32) -> Result<(), i32> {
         let source = open_at(from, name, libc::O_PATH | libc::O_NOFOLLOW, 0)?;
         let stat = stat_fd(source.as_fd())?;
         let made = || open_at(to, name, libc::O_PATH | libc::O_NOFOLLOW, 0);
+        let mode = stat.st_mode & 0o7777;
         match file_type(&stat) {
             libc::S_IFDIR => {
-                mkdir_at(to, name, 0o700)?;
+                mkdir_at(to, name, mode)?;
                 return self.directory(source.as_fd(), made()?.as_fd(), depth + 1);
             }
             libc::S_IFSOCK | libc::S_IFCHR | libc::S_IFBLK => return Ok(()),
@@ -86,13 +89,14 @@ impl Copy<'_> {
             }
             _ => {}
         }
-        match file_type(&stat) {
-            libc::S_IFREG => copy_content(from, to, name)?,
-            libc::S_IFLNK => symlink_at(&read_link_at(source.as_fd(), "")?, to, name)?,
-            libc::S_IFIFO => mknod_at(to, name, libc::S_IFIFO | 0o600, 0)?,
+        let target = match file_type(&stat) {
+            libc::S_IFREG => return copy_file(from, to, name, &stat),
+            libc::S_IFLNK => symlink_at(&read_link_at(source.as_fd(), "")?, to, name).and_then(|()| made())?,
+            libc::S_IFIFO => mknod_at(to, name, libc::S_IFIFO | mode, 0).and_then(|()| made())?,
             _ => return Err(libc::EINVAL),
-        }
-        copy_metadata(source.as_fd(), made()?.as_fd())
+        };
+        copy_access(&stat, target.as_fd())?;
+        copy_attributes(&stat, source.as_fd(), target.as_fd())
     }
 
     fn open_copied(&self, path: &[u8]) -> Result<OwnedFd, i32> {
@@ -100,25 +104,44 @@ impl Copy<'_> {
     }
 }
 
-fn copy_content(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &[u8]) -> Result<(), i32> {
+fn copy_file(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &[u8], stat: &libc::stat) -> Result<(), i32> {
     let no_follow = libc::O_NOFOLLOW;
     let mut reader = File::from(open_at(from, name, libc::O_RDONLY | libc::O_NONBLOCK | no_follow, 0)?);
-    let mut writer = File::from(open_at(to, name, libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | no_follow, 0o600)?);
-    io::copy(&mut reader, &mut writer).map(drop).map_err(|error| errno_of(&error))
+    let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | no_follow;
+    let mut writer = File::from(open_at(to, name, flags, stat.st_mode & 0o7777)?);
+    // What is known of a file that was just made need not be asked of the host; after a write it must be.
+    copy_access(stat, writer.as_fd())?;
+    io::copy(&mut reader, &mut writer).map_err(|error| errno_of(&error))?;
+    copy_attributes(stat, reader.as_fd(), writer.as_fd())
 }
 
-/// Owner first: a change of owner takes the set-id bits and the capabilities away. Times last.
-fn copy_metadata(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), i32> {
-    let stat = stat_fd(from)?;
-    let (source, target) = (itself(from), itself(to));
-    chown_fd(to, stat.st_uid, stat.st_gid)?;
-    if file_type(&stat) != libc::S_IFLNK {
-        chmod_at(cwd(), &target, stat.st_mode & 0o7777)?;
+/// Owner first: a change of owner takes the set-id bits away. What is right already is left alone: on a shared directory
+/// every call goes to the host.
+fn copy_access(stat: &libc::stat, to: BorrowedFd<'_>) -> Result<(), i32> {
+    let made = stat_fd(to)?;
+    let owned = (made.st_uid, made.st_gid) == (stat.st_uid, stat.st_gid);
+    if !owned {
+        chown_fd(to, stat.st_uid, stat.st_gid)?;
     }
+    if file_type(stat) != libc::S_IFLNK && (!owned || made.st_mode != stat.st_mode) {
+        chmod_at(cwd(), itself(to), stat.st_mode & 0o7777)?;
+    }
+    Ok(())
+}
+
+/// After the content, which takes capabilities away and changes the times.
+fn copy_attributes(stat: &libc::stat, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), i32> {
+    let source = itself(from);
     for name in list_xattrs(&source)? {
-        if ATTRIBUTES.contains(&name.to_bytes()) || name.to_bytes().starts_with(USER_ATTRIBUTES) {
-            set_xattr(&target, &name, &get_xattr(&source, &name)?)?;
+        let of_user = name.to_bytes().starts_with(USER_ATTRIBUTES);
+        if !of_user && !ATTRIBUTES.contains(&name.to_bytes()) {
+            continue;
+        }
+        match set_xattr(&itself(to), &name, &get_xattr(&source, &name)?) {
+            // Notes of the user's, not rights: a tmpfs of kernels before 6.6 has no place for them.
+            Err(libc::EOPNOTSUPP) if of_user => {}
+            done => done?,
         }
     }
-    set_times(to, &stat)
+    set_times(to, stat)
 }

@@ -53,6 +53,10 @@ pub(crate) fn fill(place: &Place<'_>, entry: &Mount) -> Result<()> {
         Err(libc::ENOENT) => return Ok(()),
         opened => opened.map_err(|errno| failure(entry, errno, "the image's content"))?,
     };
+    let stat = stat_fd(source.as_fd()).map_err(|errno| failure(entry, errno, "stat the image's content"))?;
+    if file_type(&stat) != libc::S_IFDIR {
+        return Err(failure(entry, libc::ENOTDIR, "a volume covers no file of the image"));
+    }
     let volume = sys::open(&directory, libc::O_RDONLY | libc::O_DIRECTORY)
         .map_err(|errno| ContainerError::new(Step::Mount, errno, &directory, "volume to be filled"))?;
     if is_empty(volume.as_fd()).map_err(|errno| failure(entry, errno, "read the volume"))? {

@@ -144,7 +144,7 @@ pub(crate) fn chown_fd(fd: BorrowedFd<'_>, uid: u32, gid: u32) -> Result<(), i32
     .map(drop)
 }
 
-pub(crate) fn chmod_at(directory: BorrowedFd<'_>, name: &str, mode: u32) -> Result<(), i32> {
+pub(crate) fn chmod_at(directory: BorrowedFd<'_>, name: impl Into<Vec<u8>>, mode: u32) -> Result<(), i32> {
     let name = c_string(name)?;
     // SAFETY: name outlives the call.
     check(libc::c_long::from(unsafe { libc::fchmodat(directory.as_raw_fd(), name.as_ptr(), mode, 0) })).map(drop)

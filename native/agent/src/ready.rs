@@ -7,7 +7,7 @@ use prost::Message;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-pub const EXTENSIONS: [&str; 4] = ["wait-ext", "next-event", "streams", "log-level"];
+pub const EXTENSIONS: [&str; 5] = ["wait-ext", "next-event", "streams", "log-level", "network"];
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 

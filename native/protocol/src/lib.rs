@@ -24,4 +24,5 @@ pub mod containerd {
 pub mod network {
     include!("gen/kata.network.v1.rs");
 }
+pub mod netlink;
 pub mod ttrpc;

@@ -1,12 +1,13 @@
 //! Links and their addresses.
 use super::address::{bits, family, format_mac, from_octets, octets, parse_ip, parse_mac};
-use super::netlink::{attributes, u32_at, Netlink, Request};
+use kata_protocol::netlink::{attributes, u32_at, Netlink, Request};
 use crate::agent::Agent;
 use crate::device::DeviceRoots;
 use crate::failure::{invalid, not_found, Context, Result};
 use kata_protocol::types::{Interface, IpAddress, IpFamily};
 use std::io;
 use std::net::IpAddr;
+use std::time::Duration;
 
 const IFINFO_BYTES: usize = 16;
 const IFADDR_BYTES: usize = 8;
@@ -211,4 +212,44 @@ fn replace_addresses(netlink: &mut Netlink, index: u32, wanted: &[Address]) -> i
         netlink.execute(address_request(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, new))?;
     }
     Ok(())
+}
+
+/// Waits until every hardware address has its card and gives the cards' numbers in that order.
+pub(super) async fn wait_for_links(agent: &Agent, macs: &[[u8; 6]], timeout: Duration) -> Result<Vec<u32>> {
+    let what = || "network: list interfaces".to_owned();
+    let around = agent.storages.surroundings();
+    let mut netlink = Netlink::open().context(what)?;
+    let names: Vec<String> = macs.iter().map(|mac| format_mac(mac)).collect();
+    let look = || {
+        let all = links(&mut netlink).context(what)?;
+        let of = |mac: &[u8; 6]| all.iter().find(|link| link.mac == mac).map(|link| link.index);
+        Ok(macs.iter().map(of).collect::<Option<Vec<u32>>>())
+    };
+    around.uevents.wait_for(&format!("a card for each of {names:?}"), timeout, look).await
+}
+
+/// Gives a card its name, size and flags.
+pub(super) fn set_link(wanted: &kata_protocol::network::Link, index: u32) -> Result<()> {
+    let what = |step: &str| format!("network: interface {}: {step}", wanted.name);
+    if wanted.name.is_empty() || wanted.name.len() > MAX_NAME_BYTES || wanted.name.contains(['/', '\0', ' ']) {
+        return Err(invalid(format!("network: {:?} is no interface name", wanted.name)));
+    }
+    let mut netlink = Netlink::open().context(|| what("open netlink"))?;
+    let all = links(&mut netlink).context(|| what("list"))?;
+    let link = all.iter().find(|link| link.index == index).ok_or_else(|| not_found(what("is gone")))?;
+    if link.name != wanted.name {
+        // A link that is up keeps its name.
+        set_up(&mut netlink, index, false).context(|| what("set down"))?;
+        take_name(&mut netlink, link, &wanted.name, &all).context(|| what("rename"))?;
+    }
+    if wanted.mtu != 0 && wanted.mtu != link.mtu {
+        let request = Request::new(libc::RTM_NEWLINK, 0, &ifinfo(index, 0, 0));
+        netlink.execute(request.attribute(libc::IFLA_MTU, &wanted.mtu.to_ne_bytes())).context(|| what("set MTU"))?;
+    }
+    let up = wanted.flags & libc::IFF_UP as u32 != 0;
+    set_up(&mut netlink, index, up).context(|| what("set up"))
+}
+
+pub(super) fn address_family_is_off(is_ipv6: bool) -> bool {
+    is_ipv6 && ipv6_is_off()
 }

@@ -1,4 +1,7 @@
 //! rtnetlink (rtnetlink(7)): building requests, reading answers. Requests are answered by the kernel at once.
+pub mod address;
+pub mod state;
+
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -34,7 +37,6 @@ impl Request {
     }
 
     /// What follows the header; a dump's answers have the same layout.
-    #[cfg(test)]
     pub fn into_payload(self) -> Vec<u8> {
         self.bytes[HEADER_BYTES..].to_vec()
     }
@@ -97,6 +99,7 @@ fn error_of(payload: &[u8]) -> io::Result<()> {
 }
 
 impl Netlink {
+    /// Of the network namespace that the calling thread is in.
     pub fn open() -> io::Result<Self> {
         // SAFETY: no memory is passed; the descriptor is new.
         let socket = unsafe {

@@ -1,7 +1,9 @@
 //! `kata-keeper cleanup`: ends what a dead keeper left, and nobody else's process.
 use crate::arguments::Arguments;
+use crate::config;
 use crate::json::{self, Value};
-use crate::shim::places::{self, Lock};
+use crate::network;
+use crate::shim::places::{self, Lock, MAX_STATE_BYTES};
 use crate::shutdown::remove_sockets_in;
 use crate::sys;
 use std::fs;
@@ -56,9 +58,18 @@ pub fn end_processes(dir: &Path, bound: Duration) -> Vec<String> {
         }
         Err(problem) => problems.push(problem),
     }
+    problems.extend(release_network(dir));
     remove_sockets_in(dir);
     remove_sockets_in(&dir.join("vsock"));
     problems
+}
+
+/// Takes the sandbox's taps out of its pod's network namespace, which may live on. One that is gone took them with it.
+fn release_network(dir: &Path) -> Option<String> {
+    let text = config::read_bounded(&dir.join("sandbox.json"), MAX_STATE_BYTES).ok()?;
+    let Ok(Some(Value::String(path))) = json::member(&text, "netns") else { return None };
+    let netns = fs::File::open(path).ok().filter(|file| sys::is_netns(file.as_fd()))?;
+    network::sweep(&netns).err().map(|error| format!("taps: {error}"))
 }
 
 /// The pid that `pids.json` tells for a name, whether the process still runs or not.

@@ -2,6 +2,7 @@
 //! every exit journaled with that cause, everything given back.
 use crate::failure;
 use crate::keeper::{Agent, AgentState, End, Keeper};
+use crate::network;
 use crate::spawn::{self, describe_wait_status, Spawned, VMM};
 use kata_protocol::grpc::{CheckRequest, HealthCheckResponse};
 use kata_protocol::keeper::JournalEntry;
@@ -180,6 +181,7 @@ fn release(keeper: &Keeper) {
     for problem in keeper.shares.borrow_mut().remove_all() {
         keeper.note(&problem);
     }
+    network::detach_all(keeper);
     if let Err(error) = spawn::write_pids(keeper) {
         keeper.note(&failure::from_io("pids.json", &error).message);
     }

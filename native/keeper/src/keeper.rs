@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::door::Door;
 use crate::journal::Journal;
 use crate::netns::Netns;
+use crate::network::Network;
 use crate::process::{Process, ProcessKey};
 use crate::share::Shares;
 use crate::spawn::Spawned;
@@ -64,6 +65,7 @@ pub struct Keeper {
     pub spawning: RefCell<BTreeSet<String>>,
     pub memory: RefCell<BTreeMap<String, OwnedFd>>,
     pub shares: RefCell<Shares>,
+    pub network: Network,
     pub processes: RefCell<BTreeMap<ProcessKey, Rc<Process>>>,
     /// Keys whose creation is under way.
     pub creating: RefCell<BTreeSet<ProcessKey>>,

@@ -23,6 +23,7 @@ mod keeper;
 mod kvm;
 mod loop_device;
 mod netns;
+mod network;
 mod process;
 mod pump;
 mod ready_socket;
@@ -36,6 +37,7 @@ mod spawn;
 mod stdio;
 mod supervise;
 mod sys;
+mod tc;
 #[cfg(test)]
 mod testing;
 mod text;

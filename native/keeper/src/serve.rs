@@ -5,6 +5,7 @@ use crate::config::{self, Config};
 use crate::door::{self, Door};
 use crate::journal::Journal;
 use crate::keeper::{AgentState, Keeper};
+use crate::network::Network;
 use crate::share::Shares;
 use crate::tokens::Tokens;
 use crate::vsock::GuestVsock;
@@ -145,6 +146,7 @@ fn start(config: Config, dir: PathBuf, host_mounts: OwnedFd) -> Step<watch::Rece
         shares: RefCell::new(Shares::new(&dir, step("mount namespace", host_mounts.try_clone())?)),
         cgroups: RefCell::new(config.cgroups.clone()),
         netns: RefCell::default(),
+        network: Network::default(),
         door: config.task_socket.is_some().then(Door::new),
         config,
         dir,

@@ -7,6 +7,7 @@ use crate::door;
 use crate::failure;
 use crate::keeper::{AgentState, Keeper};
 use crate::netns;
+use crate::network;
 use crate::shutdown;
 use crate::spawn;
 use crate::stdio;
@@ -161,6 +162,17 @@ fn own_call(keeper: Rc<Keeper>, method: &str, payload: &[u8]) -> HandlerFuture {
         "CreateProcess" => answer(payload, |request| async move {
             create::create_process(&keeper, request).await.map(|()| CreateProcessResponse {})
         }),
+        "ReadNetwork" => match decode(payload) {
+            // Not detached: a poll ends with its connection.
+            Ok(request) => {
+                Box::pin(async move { network::read(&keeper, request).await.map(|answer| answer.encode_to_vec()) })
+            }
+            Err(refusal) => refuse(refusal),
+        },
+        "AttachTap" => at_once(payload, |request| network::attach(&keeper, request).map(|()| Empty {})),
+        "DetachTap" => {
+            at_once(payload, |request: DetachTapRequest| network::detach(&keeper, &request.tap).map(|()| Empty {}))
+        }
         "CloseStdin" => answer(payload, |request: CloseStdinRequest| async move {
             stdio::close_stdin(&keeper, request.container_id, request.exec_id).await.map(|()| Empty {})
         }),

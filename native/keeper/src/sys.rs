@@ -138,6 +138,35 @@ pub fn in_mount_namespace<T: Send>(namespace: BorrowedFd, work: impl FnOnce() ->
     })
 }
 
+/// Runs work in another network namespace.
+pub fn in_network_namespace<T: Send>(
+    namespace: BorrowedFd,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    on_thread(|| {
+        check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } as libc::c_long)?;
+        work()
+    })
+}
+
+/// Makes a tap of the calling thread's network namespace that stays when nobody has it open (tun(4)).
+pub fn make_tap(name: &str, queues: u32) -> io::Result<()> {
+    const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+    const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    let several = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | several) as libc::c_short;
+    let device = File::options().read(true).write(true).open("/dev/net/tun")?;
+    check(unsafe { libc::ioctl(device.as_raw_fd(), TUNSETIFF as _, &raw mut request) } as libc::c_long)?;
+    check(unsafe { libc::ioctl(device.as_raw_fd(), TUNSETPERSIST as _, 1) } as libc::c_long).map(drop)
+}
+
 /// (pid, uid) of a unix socket's peer (SO_PEERCRED).
 pub fn peer(socket: BorrowedFd) -> io::Result<(i32, u32)> {
     let mut cred = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };

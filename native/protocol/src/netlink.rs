@@ -182,6 +182,32 @@ impl Netlink {
     }
 }
 
+/// Told changes of links, addresses, routes and rules: RTMGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR,
+/// _IPV6_ROUTE of linux/rtnetlink.h.
+const CHANGES: u32 = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400;
+
+/// A socket that becomes readable when something of the calling thread's network namespace changes. What it reads says less
+/// than a new look: it is only to be emptied.
+pub fn changes() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: sockaddr_nl is plain data and outlives the call with the size given; the descriptor is new.
+    unsafe {
+        let fd = libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let socket = OwnedFd::from_raw_fd(fd);
+        let mut address: libc::sockaddr_nl = mem::zeroed();
+        address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+        address.nl_groups = CHANGES;
+        let length = mem::size_of::<libc::sockaddr_nl>() as libc::socklen_t;
+        if libc::bind(fd, (&raw const address).cast(), length) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(socket)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

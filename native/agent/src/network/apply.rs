@@ -32,13 +32,8 @@ type Numbers = BTreeMap<u32, u32>;
 
 pub async fn apply_network(agent: Rc<Agent>, request: ApplyNetworkRequest) -> Result<ApplyNetworkResponse> {
     let wanted = request.state.unwrap_or_default();
-    let counts = [
-        wanted.links.len(),
-        wanted.addresses.len(),
-        wanted.routes.len(),
-        wanted.neighbours.len(),
-        wanted.rules.len(),
-    ];
+    let counts =
+        [wanted.links.len(), wanted.addresses.len(), wanted.routes.len(), wanted.neighbours.len(), wanted.rules.len()];
     if counts.iter().any(|count| *count > MAX_OBJECTS) {
         return Err(invalid(format!("network: {counts:?} objects, at most {MAX_OBJECTS} of a kind")));
     }
@@ -46,7 +41,9 @@ pub async fn apply_network(agent: Rc<Agent>, request: ApplyNetworkRequest) -> Re
     let macs: Vec<[u8; 6]> = wanted
         .links
         .iter()
-        .map(|link| parse_mac(&link.mac).ok_or_else(|| invalid(format!("network: {:?} is no hardware address", link.mac))))
+        .map(|link| {
+            parse_mac(&link.mac).ok_or_else(|| invalid(format!("network: {:?} is no hardware address", link.mac)))
+        })
         .collect::<Result<_>>()?;
     let found = wait_for_links(&agent, &macs, timeout).await?;
     let numbers: Numbers = wanted.links.iter().map(|link| link.index).zip(found).collect();

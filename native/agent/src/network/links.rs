@@ -1,9 +1,9 @@
 //! Links and their addresses.
 use super::address::{bits, family, format_mac, from_octets, octets, parse_ip, parse_mac};
-use kata_protocol::netlink::{attributes, u32_at, Netlink, Request};
 use crate::agent::Agent;
 use crate::device::DeviceRoots;
 use crate::failure::{invalid, not_found, Context, Result};
+use kata_protocol::netlink::{attributes, u32_at, Netlink, Request};
 use kata_protocol::types::{Interface, IpAddress, IpFamily};
 use std::io;
 use std::net::IpAddr;

@@ -1,8 +1,8 @@
 //! Routes and neighbours.
 use super::address::{family, format_mac, from_octets, octets, parse_ip, parse_mac, parse_prefix};
 use super::links::{links, Link};
-use kata_protocol::netlink::{attributes, push_attribute, u32_at, Netlink, Request};
 use crate::failure::{invalid, not_found, Context, Result};
+use kata_protocol::netlink::{attributes, push_attribute, u32_at, Netlink, Request};
 use kata_protocol::types::{ArpNeighbor, IpFamily, Route};
 use std::io;
 use std::net::IpAddr;

@@ -1,0 +1,224 @@
+//! The pod's network namespace: what it holds, and taps that are joined to its links.
+use crate::failure;
+use crate::keeper::Keeper;
+use crate::sys;
+use crate::tc;
+use kata_protocol::envelope::Status;
+use kata_protocol::keeper::{AttachTapRequest, ReadNetworkRequest, ReadNetworkResponse};
+use kata_protocol::netlink::{self, state, Netlink, Request};
+use kata_protocol::ttrpc::{status, Code};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+
+const MAX_TAPS: usize = 64;
+const MAX_QUEUES: u32 = 16;
+const MAX_POLL: Duration = Duration::from_secs(60);
+/// Several changes of one plugin are one.
+const QUIET: Duration = Duration::from_millis(5);
+/// Our taps, in a namespace that a dead keeper left.
+const TAP_ENDS: (&str, &str) = ("tap", "_kata");
+const IFINFO_BYTES: usize = 16;
+
+#[derive(Clone, PartialEq)]
+struct Tap {
+    link: u32,
+    queues: u32,
+}
+
+#[derive(Default)]
+pub struct Network {
+    taps: RefCell<BTreeMap<String, Tap>>,
+    /// Rises with every change of the namespace; absent until somebody asks.
+    generation: RefCell<Option<watch::Sender<u64>>>,
+}
+
+fn namespace(keeper: &Keeper) -> Result<OwnedFd, Status> {
+    let netns = keeper.netns.borrow();
+    let file: Option<&File> = netns.as_ref().map(|netns| &netns.file);
+    let copy = file.map(|file| file.as_fd().try_clone_to_owned());
+    let missing = || status(Code::FailedPrecondition, "the sandbox has no network namespace yet (UseNetns)");
+    copy.ok_or_else(missing)?.map_err(|error| failure::from_io("network namespace", &error))
+}
+
+/// See `ReadNetwork` in proto/keeper.proto.
+pub async fn read(keeper: &Rc<Keeper>, request: ReadNetworkRequest) -> Result<ReadNetworkResponse, Status> {
+    let netns = namespace(keeper)?;
+    let describe = |error: io::Error| failure::from_io("read the network namespace", &error);
+    if keeper.network.generation.borrow().is_none() {
+        let socket = sys::in_network_namespace(netns.as_fd(), netlink::changes).map_err(describe)?;
+        let socket = sys::watch(socket).map_err(describe)?;
+        keeper.network.generation.replace(Some(watch::Sender::new(1)));
+        tokio::task::spawn_local(follow(Rc::clone(keeper), socket));
+    }
+    let subscription = keeper.network.generation.borrow().as_ref().map(watch::Sender::subscribe);
+    let mut generation = 0;
+    if let Some(mut changes) = subscription {
+        let bound = Duration::from_millis(u64::from(request.wait_ms)).min(MAX_POLL);
+        let other = changes.wait_for(|now| request.after == 0 || *now != request.after);
+        if let Ok(Ok(_)) = tokio::time::timeout(bound.max(Duration::from_millis(1)), other).await {
+            tokio::time::sleep(if request.after == 0 { Duration::ZERO } else { QUIET }).await;
+        }
+        generation = *changes.borrow();
+    }
+    let found = sys::in_network_namespace(netns.as_fd(), || state::read(&mut Netlink::open()?));
+    Ok(ReadNetworkResponse { state: Some(found.map_err(describe)?), generation })
+}
+
+async fn follow(keeper: Rc<Keeper>, socket: AsyncFd<OwnedFd>) {
+    let mut buffer = [0; 8192];
+    while let Ok(mut ready) = socket.readable().await {
+        match ready.try_io(|fd| sys::read(fd.get_ref(), &mut buffer)) {
+            // ENOBUFS: some were lost, which is a change as well.
+            Ok(Err(error)) if error.raw_os_error() != Some(libc::ENOBUFS) => return,
+            Ok(_) => {
+                if let Some(generation) = keeper.network.generation.borrow().as_ref() {
+                    generation.send_modify(|generation| *generation += 1);
+                }
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// See `AttachTap` in proto/keeper.proto.
+pub fn attach(keeper: &Keeper, request: AttachTapRequest) -> Result<(), Status> {
+    let AttachTapRequest { link, tap, model, queues } = request;
+    let name_ok = |text: &str| {
+        (1..=15).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'))
+    };
+    if !name_ok(&tap) || link == 0 || !(1..=MAX_QUEUES).contains(&queues) {
+        return Err(status(Code::InvalidArgument, format!("tap {tap:?} on link {link} with {queues} queues")));
+    }
+    if model != "tcfilter" {
+        return Err(status(Code::Unimplemented, format!("network model {model:?}; there is tcfilter")));
+    }
+    let wanted = Tap { link, queues };
+    match keeper.network.taps.borrow().get(&tap) {
+        Some(present) if *present == wanted => return Ok(()),
+        Some(_) => return Err(status(Code::AlreadyExists, format!("tap {tap} is joined to another link"))),
+        None => {}
+    }
+    if keeper.network.taps.borrow().len() >= MAX_TAPS {
+        return Err(status(Code::ResourceExhausted, format!("{MAX_TAPS} taps exist")));
+    }
+    let netns = namespace(keeper)?;
+    let joined = sys::in_network_namespace(netns.as_fd(), || {
+        let mut netlink = Netlink::open()?;
+        join(&mut netlink, &tap, &wanted).inspect_err(|_| {
+            let _ = part(&mut netlink, &tap, link);
+        })
+    });
+    joined.map_err(|error| failure::from_io(&format!("tap {tap} on link {link}"), &error))?;
+    keeper.network.taps.borrow_mut().insert(tap, wanted);
+    Ok(())
+}
+
+fn join(netlink: &mut Netlink, name: &str, wanted: &Tap) -> io::Result<()> {
+    // What a keeper of before left under this name is nobody's.
+    part(netlink, name, wanted.link)?;
+    let links = state::read(netlink)?.links;
+    let link = links.iter().find(|link| link.index == wanted.link);
+    let mtu = link.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?.mtu;
+    sys::make_tap(name, wanted.queues)?;
+    let tap = index_of(netlink, name)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
+    let request = Request::new(libc::RTM_NEWLINK, 0, &ifinfo(tap, libc::IFF_UP as u32));
+    netlink.execute(request.attribute(libc::IFLA_MTU, &mtu.to_ne_bytes()))?;
+    tc::redirect(netlink, tap, wanted.link)?;
+    tc::redirect(netlink, wanted.link, tap)
+}
+
+/// Removes the tap and the redirection to it; what is not there is fine.
+fn part(netlink: &mut Netlink, name: &str, link: u32) -> io::Result<()> {
+    if let Some(tap) = index_of(netlink, name)? {
+        netlink.execute(Request::new(libc::RTM_DELLINK, 0, &ifinfo(tap, 0)))?;
+    }
+    tc::restore(netlink, link)
+}
+
+fn index_of(netlink: &mut Netlink, name: &str) -> io::Result<Option<u32>> {
+    Ok(state::read(netlink)?.links.iter().find(|link| link.name == name).map(|link| link.index))
+}
+
+/// `struct ifinfomsg` that sets these flags.
+fn ifinfo(link: u32, flags: u32) -> [u8; IFINFO_BYTES] {
+    let mut structure = [0; IFINFO_BYTES];
+    structure[4..8].copy_from_slice(&link.to_ne_bytes());
+    structure[8..12].copy_from_slice(&flags.to_ne_bytes());
+    structure[12..16].copy_from_slice(&flags.to_ne_bytes());
+    structure
+}
+
+pub fn detach(keeper: &Keeper, tap: &str) -> Result<(), Status> {
+    let Some(Tap { link, .. }) = keeper.network.taps.borrow().get(tap).cloned() else { return Ok(()) };
+    let netns = namespace(keeper)?;
+    sys::in_network_namespace(netns.as_fd(), || part(&mut Netlink::open()?, tap, link))
+        .map_err(|error| failure::from_io(&format!("tap {tap}"), &error))?;
+    keeper.network.taps.borrow_mut().remove(tap);
+    Ok(())
+}
+
+/// At the sandbox's end; the namespace may outlive it.
+pub fn detach_all(keeper: &Keeper) {
+    let names: Vec<String> = keeper.network.taps.borrow().keys().cloned().collect();
+    for name in names {
+        if let Err(refusal) = detach(keeper, &name) {
+            keeper.note(&refusal.message);
+        }
+    }
+}
+
+/// What a dead keeper left in its pod's namespace: every tap of ours, which belong to that one sandbox. The number in a tap's
+/// name is its link's.
+pub fn sweep(netns: &File) -> io::Result<()> {
+    sys::in_network_namespace(netns.as_fd(), || {
+        let mut netlink = Netlink::open()?;
+        for link in state::read(&mut netlink)?.links {
+            let number = link.name.strip_prefix(TAP_ENDS.0).and_then(|rest| rest.strip_suffix(TAP_ENDS.1));
+            if let Some(Ok(number)) = number.map(str::parse) {
+                part(&mut netlink, &link.name, number)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tap_is_joined_to_a_link_and_parted_again() {
+        // Without the privilege there is nothing to see.
+        let Ok(netns) = sys::new_netns() else { return };
+        let result = sys::in_network_namespace(netns.as_fd(), || {
+            let mut netlink = Netlink::open()?;
+            // Any link will do: a tap of its own.
+            sys::make_tap("eth0", 1)?;
+            let link = index_of(&mut netlink, "eth0")?.unwrap();
+            let name = format!("tap{link}_kata");
+            let wanted = Tap { link, queues: 2 };
+            join(&mut netlink, &name, &wanted)?;
+            join(&mut netlink, &name, &wanted)?;
+            let tap = state::read(&mut netlink)?.links.into_iter().find(|link| link.name == name).unwrap();
+            assert_eq!(tap.flags & libc::IFF_UP as u32, libc::IFF_UP as u32);
+            Ok(name)
+        });
+        match result {
+            Ok(name) => {
+                sweep(&netns).unwrap();
+                let left = sys::in_network_namespace(netns.as_fd(), || index_of(&mut Netlink::open()?, &name)).unwrap();
+                assert_eq!(left, None);
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}

@@ -118,6 +118,7 @@ function doors(engine: Engine): Doors {
     findAssets: (vsockDevice) => engine.findAssets({ sharing: true, vsockDevice }),
     capacity: () => ({ cpus: os.availableParallelism(), memoryBytes: os.totalmem(), freeBytes: os.freemem() }),
     rootOf: (pid) => `/proc/${pid}/root`,
+    vhostNet: existsSync('/dev/vhost-net'),
     cgroupVersion: existsSync('/sys/fs/cgroup/cgroup.controllers') ? 2 : 1,
   });
 }

@@ -356,6 +356,17 @@ export class Sandbox {
     }
   }
 
+  /** Gives the running machine one more device of the sandbox's own. */
+  async plug(device: Device, signal: AbortSignal): Promise<void> {
+    await this.#mutex.run(() => this.#plug([device], [], signal));
+  }
+
+  /** Of every device that the machine has. */
+  deviceIds(): string[] {
+    const { spec, plugged } = machineOf(this.links.machine).describe();
+    return [...spec.devices, ...plugged.map(({ device }) => device)].map(({ id }) => id);
+  }
+
   async #plug(devices: readonly Device[], shares: readonly Share[], signal: AbortSignal): Promise<void> {
     const { keeper, machine } = this.links;
     const to = machineOf(machine);

@@ -23,6 +23,8 @@ export type Keeper = Pick<
   | 'tail'
   | 'enterCgroups'
   | 'useNetns'
+  | 'readNetwork'
+  | 'attachTap'
   | 'closeStdin'
   | 'doorCalls'
   | 'answerCall'

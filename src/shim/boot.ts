@@ -37,7 +37,10 @@ export async function bootSandbox(door: Door, wish: MachineWish): Promise<void> 
       phase: 'vmm',
       hint: 'run it again',
     });
-  await boot(sandbox, { assets, devices: [], hostname: wish.hostname, phases: new Phases(), signal });
+  const devices = await door.network.prepare();
+  await boot(sandbox, { assets, devices, hostname: wish.hostname, phases: new Phases(), signal });
+  await door.network.mirror();
+  door.network.follow();
 }
 
 /** As the configuration says that `start` gave to the keeper. */

@@ -3,6 +3,7 @@ import type { DoorAnswer, DoorCall } from '../os/index.ts';
 import { failpoint, type Keeper, type ProcessEnd, type Sandbox, type SandboxEvents } from '../sandbox/index.ts';
 import type { DoorFile } from './door-file.ts';
 import type { Method } from './method.ts';
+import { PodNetwork } from './network.ts';
 import type { ShimServices } from './services.ts';
 import { exitOf } from './states.ts';
 import { statusOf } from './status.ts';
@@ -30,6 +31,7 @@ export class Door {
   readonly tasks: Tasks;
   readonly tell: TaskEvents;
   readonly services: ShimServices;
+  readonly network = new PodNetwork(this);
   readonly #onGone: (uid: string) => void;
   /** Calls whose work is under way or whose answer could not be given yet. */
   readonly #calls = new Map<number, { abort: AbortController; answer?: DoorAnswer; afterwards: (() => void)[] }>();
@@ -69,6 +71,7 @@ export class Door {
       },
       onGone: (uid) => {
         clearTimeout(this.#unused);
+        this.network.close();
         for (const call of this.#calls.values()) call.abort.abort(new KataError('CANCELLED', 'the sandbox is gone'));
         this.#onGone(uid);
       },
@@ -86,6 +89,8 @@ export class Door {
   begin(methods: Readonly<Record<string, Readonly<Record<string, Method>>>>): void {
     this.#methods = methods;
     void this.#follow(this.sandbox.links.keeper);
+    // Taken over from an earlier engine, which may have left a change behind.
+    if (this.sandbox.record.state.status === 'running') this.network.follow();
     this.#watchUse();
   }
 

@@ -16,6 +16,8 @@ export interface ShimServices {
   capacity(): HostCapacity;
   /** Where containerd's files are seen: "/proc/PID/root" of the keeper, which lives in its caller's mounts. */
   rootOf(keeperPid: number): string;
+  /** The host's kernel can move packets to and from machines (/dev/vhost-net). */
+  vhostNet: boolean;
   /** Of the host: containerd's readers expect the counters in its shape. */
   cgroupVersion: 1 | 2;
 }

@@ -29,8 +29,11 @@ export async function startProcess(door: Door, key: ProcessKey, context: CallCon
 
 const startedAt = (state: ProcessState): string | undefined => ('startedAt' in state ? state.startedAt : undefined);
 
-const startTask = (door: Door, id: string, signal: AbortSignal): Promise<void> =>
-  door.sandbox.startContainer(id, signal);
+/** The first process runs in the network that whoever asked for it has set up by now. */
+async function startTask(door: Door, id: string, signal: AbortSignal): Promise<void> {
+  if (id === door.file.id) await door.network.mirror();
+  await door.sandbox.startContainer(id, signal);
+}
 
 async function startExec(door: Door, key: ProcessKey, signal: AbortSignal): Promise<void> {
   const { id, execId } = key;

@@ -226,6 +226,16 @@ export class FakeKeeper {
         self.done.push(`netns ${path ?? 'new'}`);
         return { device: 4n, inode: 4026531840n, isHost: path === '/host' };
       },
+      readNetwork: async (after) => {
+        check();
+        // Nothing ever changes here.
+        if (after !== undefined && after !== 0n) await new Promise(() => {});
+        return { state: { links: [], addresses: [], routes: [], neighbours: [], rules: [] }, generation: 1n };
+      },
+      attachTap: async ({ link, tap }) => {
+        check();
+        self.done.push(`tap ${tap} ${link}`);
+      },
       closeStdin: async (containerId, execId) => {
         check();
         self.done.push(`close-stdin ${containerId}/${execId}`);

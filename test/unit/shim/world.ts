@@ -102,6 +102,7 @@ export class ShimWorld extends World {
       findAssets: (vsockDevice) => engine.findAssets({ sharing: true, vsockDevice }),
       capacity: () => ({ cpus: 2, memoryBytes: 2 ** 34, freeBytes: 2 ** 33 }),
       rootOf: () => '',
+      vhostNet: false,
       cgroupVersion: 1,
     });
     await recover(engine, this.doors);

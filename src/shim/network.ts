@@ -1,0 +1,101 @@
+import { KataError, Mutex } from '../base/index.ts';
+import type { NetDevice } from '../model/index.ts';
+import { compareNetworks, type NetworkPlan, planNetwork } from '../network/index.ts';
+import { failpoint } from '../sandbox/index.ts';
+import type { Door } from './door.ts';
+
+const APPLY_TIMEOUT_MS = 30_000;
+const READ_TIMEOUT_MS = 10_000;
+/** Between looks at a network whose last one failed. */
+const RETRY_MS = 1_000;
+
+/**
+ * A pod's network: what its namespace on the host holds, the guest gets. Interfaces may come before the machine boots (CRI), between
+ * Create and Start (`ctr --cni`, docker), or later; the keeper tells when something changes.
+ */
+export class PodNetwork {
+  readonly #door: Door;
+  readonly #mutex = new Mutex();
+  readonly #following = new AbortController();
+  #applied = '';
+
+  constructor(door: Door) {
+    this.#door = door;
+  }
+
+  /** The cards that the machine boots with; their taps are joined to the namespace's links. */
+  async prepare(): Promise<NetDevice[]> {
+    return this.#mutex.run(async () => {
+      const { cards, warnings } = await this.#plan();
+      for (const warning of warnings) this.#door.log(`network: ${warning}`);
+      for (const { link, device } of cards) await this.#attach(link, device);
+      return cards.map(({ device }) => device);
+    });
+  }
+
+  /** Makes machine and guest have what the namespace holds now. Throws when the guest cannot have it, naming what it lacks. */
+  async mirror(): Promise<void> {
+    await this.#mutex.run(async () => {
+      const plan = await this.#plan();
+      const text = JSON.stringify(plan.state);
+      if (text === this.#applied) return;
+      const { sandbox } = this.#door;
+      const present = new Set(sandbox.deviceIds());
+      for (const { link, device } of plan.cards) {
+        if (present.has(device.id)) continue;
+        await this.#attach(link, device);
+        await sandbox.plug(device, this.#following.signal);
+        failpoint('shim.card-plugged');
+      }
+      const { state } = plan;
+      const isEmpty = state.links.length === 0 && state.routes.length === 0 && state.rules.length === 0;
+      if (!isEmpty || this.#applied !== '') {
+        const got = await sandbox.links.agent.applyNetwork(state, { timeoutMs: APPLY_TIMEOUT_MS });
+        const missing = compareNetworks(state, got);
+        if (missing.length > 0)
+          throw new KataError('AGENT_ERROR', `the guest's network is not the pod's: ${missing[0]}`, {
+            phase: 'network',
+            evidence: missing,
+          });
+      }
+      this.#applied = text;
+      failpoint('shim.network-applied');
+    });
+  }
+
+  /** Mirrors what changes from now on, until `close`. */
+  follow(): void {
+    void this.#follow();
+  }
+
+  close(): void {
+    this.#following.abort(new KataError('CANCELLED', 'the sandbox ends'));
+  }
+
+  async #follow(): Promise<void> {
+    const { signal } = this.#following;
+    let generation = 0n;
+    while (!signal.aborted) {
+      try {
+        ({ generation } = await this.#door.sandbox.links.keeper.readNetwork(generation, { signal }));
+        await this.mirror();
+      } catch (error) {
+        if (signal.aborted || this.#door.sandbox.isEnding) return;
+        this.#door.log(`network: ${(error as Error).message}`);
+        await new Promise((resolve) => setTimeout(resolve, RETRY_MS).unref());
+      }
+    }
+  }
+
+  async #plan(): Promise<NetworkPlan> {
+    const { sandbox, services } = this.#door;
+    const { state } = await sandbox.links.keeper.readNetwork(0n, { timeoutMs: READ_TIMEOUT_MS });
+    return planNetwork(state, { vhost: services.vhostNet });
+  }
+
+  async #attach(link: number, device: NetDevice): Promise<void> {
+    const { keeper } = this.#door.sandbox.links;
+    await keeper.attachTap({ link, tap: device.tap, model: 'tcfilter', queues: device.queues });
+    failpoint('shim.tap-attached');
+  }
+}

@@ -1,4 +1,4 @@
-import type { CallOptions, GuestMount, NetworkState } from '../model/index.ts';
+import type { CallOptions, GuestMount, NetworkState, OnceOptions } from '../model/index.ts';
 
 export interface GuestDetails {
   agentVersion: string;
@@ -75,7 +75,7 @@ export interface Agent {
   startContainer(containerId: string, options?: CallOptions): Promise<void>;
   /** Ends what still runs in the container and takes its mounts away. */
   removeContainer(containerId: string, options?: CallOptions): Promise<void>;
-  signalProcess(containerId: string, execId: string, signal: number, options?: CallOptions): Promise<void>;
+  signalProcess(containerId: string, execId: string, signal: number, options?: OnceOptions): Promise<void>;
   resizeTerminal(
     containerId: string,
     execId: string,

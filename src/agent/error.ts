@@ -1,7 +1,7 @@
 import { getSystemErrorMap } from 'node:util';
 import { type ErrorCode, KataError } from '../base/index.ts';
 import { ExecFailure } from '../rpc/agent_ext.ts';
-import { errorCodeOf, TtrpcError } from '../ttrpc/index.ts';
+import { describeFailure, errorCodeOf, TtrpcError } from '../ttrpc/index.ts';
 
 const ENOENT = 2;
 const ENOEXEC = 8;
@@ -20,12 +20,14 @@ const MAX_TEXT = 2000;
  */
 export function translateAgentError(error: unknown, phase: string): KataError {
   if (!(error instanceof TtrpcError)) return KataError.from(error, phase);
-  const message = printable(error.message);
+  const { message: text, evidence } = describeFailure(error, 'the guest agent');
+  const message = printable(text);
   const raw = error.detail('kata.agent.v1.ExecFailure');
   const failure = raw === undefined ? undefined : decodeFailure(raw);
   if (failure === undefined)
     return new KataError(errorCodeOf(error.status, 'AGENT_UNAVAILABLE') ?? 'AGENT_ERROR', message, {
       phase,
+      evidence,
       cause: error,
     });
   const path = printable(failure.path);

@@ -1,5 +1,5 @@
 import { KataError } from '../base/index.ts';
-import type { CallOptions, NetworkState } from '../model/index.ts';
+import type { CallOptions, NetworkState, OnceOptions } from '../model/index.ts';
 import * as rpc from '../rpc/agent.ts';
 import * as ext from '../rpc/agent_ext.ts';
 import { Empty } from '../rpc/google/protobuf/empty.ts';
@@ -83,7 +83,7 @@ export class TtrpcAgent implements Agent {
     await this.#agent('RemoveContainer', rpc.RemoveContainerRequest, { container_id: containerId, timeout }, options);
   }
 
-  async signalProcess(containerId: string, execId: string, signal: number, options?: CallOptions): Promise<void> {
+  async signalProcess(containerId: string, execId: string, signal: number, options?: OnceOptions): Promise<void> {
     const request = { container_id: containerId, exec_id: execId, signal };
     await this.#agent('SignalProcess', rpc.SignalProcessRequest, request, options);
   }
@@ -172,7 +172,7 @@ export class TtrpcAgent implements Agent {
     await this.#call(EXTENSION, 'SetLogLevel', ext.SetLogLevelRequest, ext.SetLogLevelResponse, { level }, options);
   }
 
-  #agent<Q>(method: string, query: Message<Q>, request: Q, options?: CallOptions): Promise<Empty> {
+  #agent<Q>(method: string, query: Message<Q>, request: Q, options?: OnceOptions): Promise<Empty> {
     return this.#call(AGENT, method, query, Empty, request, options);
   }
 
@@ -182,7 +182,7 @@ export class TtrpcAgent implements Agent {
     query: Message<Q>,
     answer: Message<A>,
     request: Q,
-    options?: CallOptions,
+    options?: OnceOptions,
   ): Promise<A> {
     const bounds = { timeoutMs: DEFAULT_TIMEOUT_MS, ...options };
     let bytes: Buffer;

@@ -103,12 +103,12 @@ export class ContainerSet {
     this.#byId.set(container.id, container);
   }
 
-  rename(container: Container, name: string): void {
+  rename(container: Container, name: string, change: Partial<Container['record']> = {}): void {
     const old = container.record.name;
     if (old === name) throw new KataError('INVALID_ARGUMENT', 'the new name is the old one');
     this.reserveName(name, container.id);
     try {
-      container.update({ name });
+      container.update({ ...change, name });
     } catch (error) {
       this.releaseName(name, container.id);
       throw error;

@@ -81,11 +81,12 @@ async function store(
   const mounts = resolveMounts(config, image.config, dependencies.volumes);
   const { process } = specOf(base, guestRootfs(id), hostMounts(id, mounts).ociMounts);
   const stopSignal = stopSignalOf(image.config, config.stopSignal);
+  const createdAt = new Date().toISOString();
   const record: ContainerRecord = {
     version: 1,
     ...base,
     name,
-    createdAt: new Date().toISOString(),
+    createdAt,
     requestId,
     imageId: image.id,
     layers,
@@ -102,6 +103,7 @@ async function store(
     state: { status: 'created' },
     droppedLines: 0,
     restartCount: 0,
+    events: [{ at: createdAt, action: 'create', attributes: {} }],
   };
   const container = new Container(containers.dir, record);
   try {

@@ -11,6 +11,7 @@ import { type AssetWish, findTool } from './assets.ts';
 import type { Container } from './container.ts';
 import { ContainerSet, type CorruptContainer } from './container-set.ts';
 import { createContainer } from './create.ts';
+import { EventFile } from './event-file.ts';
 import { Events } from './events.ts';
 import { Filling } from './filling.ts';
 import { planOf } from './plan.ts';
@@ -21,6 +22,20 @@ export interface EnginePaths {
   run: string;
   assets: string;
 }
+
+/** An event's action and what it adds to the container's own attributes. */
+export type Announcement = [action: string, attributes?: Record<string, string>];
+
+interface Once {
+  key?: string | undefined;
+  at?: string;
+}
+
+/** What the end of a run is told as. */
+export const endOf = (container: Container, exit: { code: number }): Announcement[] => [
+  ['die', { exitCode: String(exit.code) }],
+  ...(container.state.status === 'stopping' ? [['stop'] satisfies Announcement] : []),
+];
 
 export interface EngineOptions {
   paths: EnginePaths;
@@ -37,7 +52,7 @@ export class Engine {
   readonly containers: ContainerSet;
   readonly volumes: Volumes;
   readonly filling: Filling;
-  readonly events = new Events();
+  readonly events: Events;
   readonly sandboxes = new Map<string, Sandbox>();
   readonly startedAt = new Date().toISOString();
   readonly findAssets: EngineOptions['findAssets'];
@@ -48,6 +63,7 @@ export class Engine {
     this.images = options.images;
     this.findAssets = options.findAssets;
     mkdirSync(options.services.sandboxesDir, { recursive: true, mode: 0o700 });
+    this.events = new Events(new EventFile(join(options.paths.run, 'events.jsonl'), options.services.log));
     this.containers = new ContainerSet(join(options.paths.root, 'containers'));
     this.volumes = new Volumes(join(options.paths.root, 'volumes'), (name) =>
       this.containers.all.filter((one) => one.record.mounts.some((mount) => mount.name === name)).map((one) => one.id),
@@ -59,9 +75,30 @@ export class Engine {
     this.services.log(message);
   }
 
-  emit(action: string, container: Container, attributes: Record<string, string> = {}): void {
+  /** For what changes no container. `once`: what it is about, where it may come to be told again. */
+  emit(action: string, container: Container, attributes: Record<string, string> = {}, once?: Once): void {
     const { name, config, labels } = container.record;
-    this.events.emit('container', action, container.id, { ...labels, image: config.image, name, ...attributes });
+    const key = once?.key === undefined ? undefined : `${container.id} ${action} ${once.key}`;
+    const all = { ...labels, image: config.image, name, ...attributes };
+    this.events.emit('container', action, container.id, all, { ...once, key });
+  }
+
+  /** Makes a change of a container and tells it. Both are stored in one: an engine that dies between has a successor that tells. */
+  announce<R>(
+    container: Container,
+    told: readonly Announcement[],
+    change: (told: Pick<Container['record'], 'events'>) => R,
+  ): R {
+    const at = new Date().toISOString();
+    const answer = change({ events: told.map(([action, attributes = {}]) => ({ at, action, attributes })) });
+    this.tell(container);
+    return answer;
+  }
+
+  /** Tells a container's last change, unless that was done. */
+  tell(container: Container): void {
+    for (const { at, action, attributes } of container.record.events)
+      this.emit(action, container, attributes, { at, key: at });
   }
 
   async create(config: CreateContainer, requestId: string | undefined): Promise<Container> {
@@ -75,7 +112,7 @@ export class Engine {
       config,
       requestId,
     );
-    if (created) this.emit('create', container);
+    if (created) this.tell(container);
     failpoint('create.answer');
     return container;
   }
@@ -109,14 +146,14 @@ export class Engine {
   /** What a sandbox of this engine tells about itself. */
   eventsOf(uid: string): {
     onExit(end: ProcessEnd): Promise<void>;
-    onOom(containerId: string): void;
+    onOom(containerId: string, sequence: number): void;
     onGone(uid: string): void;
   } {
     return {
       onExit: (end) => this.#onExit(uid, end),
-      onOom: (containerId) => {
+      onOom: (containerId, sequence) => {
         const container = this.containers.byId(containerId);
-        if (container !== undefined) this.emit('oom', container);
+        if (container !== undefined) this.emit('oom', container, {}, { key: `${uid} ${sequence}` });
       },
       onGone: () => {
         this.sandboxes.delete(uid);
@@ -138,19 +175,22 @@ export class Engine {
     if (end.execId !== '') {
       const sandbox = this.sandboxes.get(uid);
       const exec = sandbox?.execOf(end.containerId, end.execId);
-      if (sandbox === undefined || exec === undefined || exec.exit !== undefined) return;
-      sandbox.recordExecExit({ ...exec, exit });
-      this.emit('exec_die', container, { execID: end.execId, exitCode: String(exit.code) });
+      if (sandbox === undefined || exec === undefined) return;
+      // Told again when an engine died before it acknowledged it: it may have died before the event, too.
+      if (exec.exit === undefined) sandbox.recordExecExit({ ...exec, exit });
+      const attributes = { execID: end.execId, exitCode: String(exit.code) };
+      this.emit('exec_die', container, attributes, { key: end.execId });
       return;
     }
     await container.mutex.run(async () => {
       // A start that failed has recorded its own end; a later run is in another sandbox.
       if (container.isRemoved || sandboxOf(container.state) !== uid) return;
-      const unstored = container.applyAnyway(
-        { event: 'exit', exit, at: new Date(Number(end.atUnixNanos / 1_000_000n)).toISOString() },
-        { droppedLines: container.record.droppedLines + end.droppedLines },
+      const unstored = this.announce(container, endOf(container, exit), (told) =>
+        container.applyAnyway(
+          { event: 'exit', exit, at: new Date(Number(end.atUnixNanos / 1_000_000n)).toISOString() },
+          { droppedLines: container.record.droppedLines + end.droppedLines, ...told },
+        ),
       );
-      this.emit('die', container, { exitCode: String(exit.code) });
       this.afterExit(container, uid);
       // Not acknowledged then: the keeper's journal tells the next engine.
       if (unstored !== undefined) throw unstored;
@@ -176,16 +216,20 @@ export class Engine {
     await container.settled;
     await container.mutex.run(async () => {
       if (container.isRemoved) return;
+      // A removal that could not be finished has been told.
       const exit = exitOf(container.state);
-      container.apply({ event: 'remove', force: false, volumes });
-      failpoint('rm.recorded');
+      const told: Announcement[] = [['destroy', exit === undefined ? {} : { exitCode: String(exit.code) }]];
+      if (container.state.status !== 'removing')
+        this.announce(container, told, (events) => {
+          container.apply({ event: 'remove', force: false, volumes }, events);
+          failpoint('rm.recorded');
+        });
       this.containers.delete(container.id);
       // While the record is there: the next engine goes on with both.
       if (volumes) await this.#removeAnonymousVolumes(container);
       await this.#deleteFiles(container.dir);
       failpoint('rm.files-removed');
       container.isRemoved = true;
-      this.emit('destroy', container, exit === undefined ? {} : { exitCode: String(exit.code) });
       container.notify();
     });
   }

@@ -1,4 +1,5 @@
 import type { EventBody } from '../api/index.ts';
+import type { EventFile, StoredEvent } from './event-file.ts';
 
 /** Events that a late `--since` still sees. */
 const KEPT = 1024;
@@ -10,22 +11,50 @@ interface Follower {
   wake: () => void;
 }
 
-/** Numbers events, keeps the last 1024, and hands each to every follower. */
+/** Numbers events, keeps the last 1024, also for the next engine, and hands each to every follower. */
 export class Events {
-  readonly #kept: EventBody[] = [];
+  /** An event of this time or later may be missing: the former engine died before it was told. */
+  readonly toldUntil: string;
+  readonly #file: EventFile;
+  readonly #kept: StoredEvent[];
+  readonly #keys: Set<string>;
   readonly #followers = new Set<Follower>();
-  #sequence = 0;
+  #sequence: number;
 
-  emit(type: 'container' | 'image' | 'volume', action: string, id: string, attributes: Record<string, string>): void {
+  constructor(file: EventFile) {
+    this.#file = file;
+    const { events, toldUntil } = file.open();
+    this.toldUntil = toldUntil;
+    this.#kept = events.slice(-KEPT);
+    this.#keys = new Set(this.#kept.flatMap(({ key }) => key ?? []));
+    this.#sequence = events.at(-1)?.sequence ?? 0;
+  }
+
+  /** `key` names what the event is about: a second one with the same key is the same event, and not told again. */
+  emit(
+    type: 'container' | 'image' | 'volume',
+    action: string,
+    id: string,
+    attributes: Record<string, string>,
+    { at = new Date().toISOString(), key }: { at?: string; key?: string | undefined } = {},
+  ): void {
+    if (key !== undefined && this.#keys.has(key)) return;
     this.#sequence += 1;
-    const event = { sequence: this.#sequence, at: new Date().toISOString(), type, action, id, attributes };
-    this.#kept.push(event);
-    if (this.#kept.length > KEPT) this.#kept.shift();
+    const event: EventBody = { sequence: this.#sequence, at, type, action, id, attributes };
+    this.#keep(key === undefined ? event : { ...event, key });
     for (const follower of this.#followers) {
       follower.pending.push(event);
       if (follower.pending.length > MAX_PENDING) follower.pending.shift();
       follower.wake();
     }
+  }
+
+  #keep(event: StoredEvent): void {
+    this.#file.append(event);
+    this.#kept.push(event);
+    if (event.key !== undefined) this.#keys.add(event.key);
+    const gone = this.#kept.length > KEPT ? this.#kept.shift() : undefined;
+    if (gone?.key !== undefined) this.#keys.delete(gone.key);
   }
 
   /** Kept events from `sinceMs` (absent: none of them), then new ones when `follow`; ends at `untilMs` (Unix time). */
@@ -40,7 +69,8 @@ export class Events {
     const end = deadline === undefined ? signal : AbortSignal.any([signal, deadline]);
     try {
       const past = sinceMs === undefined ? [] : this.#kept.filter((event) => Date.parse(event.at) >= sinceMs);
-      for (const event of past) if (untilMs === undefined || Date.parse(event.at) <= untilMs) yield event;
+      for (const { key: _, ...event } of past)
+        if (untilMs === undefined || Date.parse(event.at) <= untilMs) yield event;
       if (!follow && (untilMs === undefined || untilMs <= Date.now())) return;
       while (!end.aborted) {
         const next = follower.pending.shift();

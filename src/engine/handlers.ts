@@ -47,13 +47,13 @@ export function containerHandlers(engine: Engine, ready: Promise<void>): Handler
         ...(config.traceStartup && startup !== undefined ? { startup } : {}),
       };
     },
-    stopContainer: async ({ path, body }) => {
-      await lifecycle.stop(engine, await find(path.id), body);
+    stopContainer: async ({ path, body, requestId }) => {
+      await lifecycle.stop(engine, await find(path.id), { ...body, requestId });
       return {};
     },
-    killContainer: async ({ path, body, resumed }) => {
+    killContainer: async ({ path, body, requestId, resumed }) => {
       await ready;
-      await killOnce(engine, path.id, body.signal, resumed);
+      await killOnce(engine, path.id, { signal: body.signal, requestId }, resumed);
       return {};
     },
     restartContainer: async ({ path, body, requestId, resumed }) => {
@@ -68,8 +68,7 @@ export function containerHandlers(engine: Engine, ready: Promise<void>): Handler
     waitContainer: async (call) => waitFor(await find(call.path.id), call),
     renameContainer: async ({ path, body }) => {
       const container = await find(path.id);
-      engine.containers.rename(container, body.name);
-      engine.emit('rename', container);
+      engine.announce(container, [['rename']], (told) => engine.containers.rename(container, body.name, told));
       return {};
     },
     pauseContainer: async ({ path }) => {
@@ -138,12 +137,17 @@ async function openStream(
 }
 
 /**
- * A second attempt whose container runs no more has nothing left to do. Where it still runs the signal is sent again: at least once is
- * what can be promised when the engine died between sending and saying so.
+ * A second attempt whose container runs no more has nothing left to do. Where it still runs its keeper knows whether the signal was
+ * sent.
  */
-async function killOnce(engine: Engine, reference: string, signal: string, resumed: boolean): Promise<void> {
+async function killOnce(
+  engine: Engine,
+  reference: string,
+  options: { signal: string; requestId: string | undefined },
+  resumed: boolean,
+): Promise<void> {
   try {
-    await lifecycle.kill(engine, engine.containers.find(reference), signal);
+    await lifecycle.kill(engine, engine.containers.find(reference), options);
   } catch (error) {
     const isOver = error instanceof KataError && (error.code === 'NOT_RUNNING' || error.code === 'NOT_FOUND');
     if (!resumed || !isOver) throw error;
@@ -204,11 +208,12 @@ async function exec(engine: Engine, container: Container, call: Call<'createExec
       ? randomBytes(32).toString('hex')
       : createHash('sha256').update(`${container.id}\n${requestId}`).digest('hex');
   const known = resumed && (await sandbox.links.keeper.state()).processes.some((one) => one.execId === execId);
+  const told = { execID: execId, command: body.args.join(' ') };
   let stream: { token: string; socket: string } | undefined;
   if (known) stream = body.attach ? await openStream(engine, container, execId, wish) : undefined;
   else {
     const { process } = specOf(container.record, guestRootfs(container.id), []);
-    engine.emit('exec_create', container, { execID: execId, command: body.args.join(' ') });
+    engine.emit('exec_create', container, told, { key: execId });
     stream = await sandbox.exec(
       {
         execId,
@@ -222,8 +227,8 @@ async function exec(engine: Engine, container: Container, call: Call<'createExec
       // The command goes on when its client does not wait: as docker's, it is ended by nobody.
       signal.aborted ? AbortSignal.abort(signal.reason) : new AbortController().signal,
     );
-    engine.emit('exec_start', container, { execID: execId, command: body.args.join(' ') });
   }
+  engine.emit('exec_start', container, told, { key: execId });
   failpoint('exec.answer');
   return { socket: stream?.socket ?? '', token: stream?.token ?? '', execId };
 }
@@ -245,7 +250,6 @@ async function update(engine: Engine, container: Container, body: Call<'updateCo
         ...(pidsLimit === undefined ? {} : { pidsLimit }),
       });
     }
-    container.update({ config });
-    engine.emit('update', container);
+    engine.announce(container, [['update']], (told) => container.update({ config, ...told }));
   });
 }

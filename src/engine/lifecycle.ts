@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import os from 'node:os';
 import type { ExitInfo } from '../api/index.ts';
@@ -14,11 +15,12 @@ import {
   needsSharing,
   Phases,
   Sandbox,
+  type StopRequest,
   type StreamWish,
   sandboxOf,
 } from '../sandbox/index.ts';
 import type { Container } from './container.ts';
-import type { Engine } from './engine.ts';
+import { type Engine, endOf } from './engine.ts';
 
 const DEFAULT_GRACE_SECONDS = 10;
 /** After SIGKILL; a guest that has not reported the exit by then is ended with its machine. */
@@ -130,9 +132,10 @@ class Attempt {
         phases: this.#phases,
         signal,
       });
-      container.applyStarted({ startup: this.#phases.timings });
-      failpoint('start.running-recorded');
-      this.#engine.emit('start', container);
+      this.#engine.announce(container, [['start']], (told) => {
+        container.applyStarted({ startup: this.#phases.timings, ...told });
+        failpoint('start.running-recorded');
+      });
       return { stream };
     } catch (error) {
       return this.#failed(KataError.from(error, 'start'), sandbox, joined, plan);
@@ -157,12 +160,13 @@ class Attempt {
       cause: 'start-failed',
       evidence: error.evidence.join('\n'),
     };
-    const unstored = container.applyAnyway(
-      { event: 'start-failed', exit, error: error.message, at: new Date().toISOString() },
-      { startup: this.#phases.timings },
+    const unstored = this.#engine.announce(container, endOf(container, exit), (told) =>
+      container.applyAnyway(
+        { event: 'start-failed', exit, error: error.message, at: new Date().toISOString() },
+        { startup: this.#phases.timings, ...told },
+      ),
     );
     if (unstored !== undefined) this.#engine.log(`container ${container.id}: ${unstored.message}`);
-    this.#engine.emit('die', container, { exitCode: String(exit.code) });
     return {
       error,
       cleanUp: async () => {
@@ -239,22 +243,32 @@ class Attempt {
   }
 }
 
+interface StopOptions {
+  timeoutSeconds?: number | undefined;
+  signal?: string | undefined;
+  requestId?: string | undefined;
+}
+
 /** Stop signal, grace, SIGKILL. A container that does not run is stopped already. */
-export async function stop(
-  engine: Engine,
-  container: Container,
-  options: { timeoutSeconds?: number | undefined; signal?: string | undefined },
-): Promise<void> {
+export async function stop(engine: Engine, container: Container, options: StopOptions): Promise<void> {
   const { config, stopSignal } = container.record;
-  const signal = options.signal === undefined ? stopSignal : parseSignal(options.signal);
-  const graceSeconds = options.timeoutSeconds ?? config.stopTimeoutSeconds ?? DEFAULT_GRACE_SECONDS;
+  await finishStop(engine, container, {
+    operation: options.requestId ?? randomUUID(),
+    signal: options.signal === undefined ? stopSignal : parseSignal(options.signal),
+    graceSeconds: options.timeoutSeconds ?? config.stopTimeoutSeconds ?? DEFAULT_GRACE_SECONDS,
+  });
+}
+
+/** Begins a stop, or goes on with one that was begun: the signal is sent once. */
+export async function finishStop(engine: Engine, container: Container, request: StopRequest): Promise<void> {
+  const { graceSeconds, operation, signal } = request;
   const uid = await container.mutex.run(async () => {
     if (!container.isLive) return undefined;
     const paused = container.state.status === 'paused';
     const of = sandboxOf(container.state);
-    container.apply({ event: 'stop' });
+    container.apply({ event: 'stop', request });
     failpoint('stop.recorded');
-    await send(engine, container, signal);
+    await send(engine, container, signal, operation);
     if (paused) await thaw(engine, container);
     failpoint('stop.signalled');
     return of;
@@ -267,7 +281,6 @@ export async function stop(
   if (graceSeconds < 0) await container.when(ended);
   else if (!(await container.within(graceSeconds * 1000, ended))) await forceExit(engine, container, ended);
   await container.settled;
-  engine.emit('stop', container);
 }
 
 /** SIGKILL, then the machine's end when the guest does not report the exit. */
@@ -283,10 +296,10 @@ async function forceExit(engine: Engine, container: Container, ended: (one: Cont
 }
 
 /** A guest that cannot be reached gets its signal by the end of its machine, later. */
-async function send(engine: Engine, container: Container, signal: number): Promise<void> {
+async function send(engine: Engine, container: Container, signal: number, operation?: string): Promise<void> {
   try {
     const { agent } = engine.sandboxOf(container).links;
-    await agent.signalProcess(container.id, '', signal, { timeoutMs: SIGNAL_TIMEOUT_MS });
+    await agent.signalProcess(container.id, '', signal, { timeoutMs: SIGNAL_TIMEOUT_MS, operation });
   } catch (error) {
     engine.log(`container ${container.id}: signal ${signal}: ${(error as Error).message}`);
   }
@@ -300,15 +313,20 @@ async function thaw(engine: Engine, container: Container): Promise<void> {
 }
 
 /** Sends a signal. SIGKILL waits for the exit; other signals are delivered and left to the process. */
-export async function kill(engine: Engine, container: Container, signalText: string): Promise<void> {
-  const signal = parseSignal(signalText);
+export async function kill(
+  engine: Engine,
+  container: Container,
+  options: { signal: string; requestId?: string | undefined },
+): Promise<void> {
+  const signal = parseSignal(options.signal);
+  const { requestId } = options;
   const uid = await container.mutex.run(async () => {
     const sandbox = engine.sandboxOf(container);
     if (signal === SIGKILL || signal === SIGCONT) await thawIfPaused(engine, container);
-    if (signal !== SIGKILL)
-      await sandbox.links.agent.signalProcess(container.id, '', signal, { timeoutMs: SIGNAL_TIMEOUT_MS });
+    const bounds = { timeoutMs: SIGNAL_TIMEOUT_MS, operation: requestId };
+    if (signal !== SIGKILL) await sandbox.links.agent.signalProcess(container.id, '', signal, bounds);
     failpoint('kill.sent');
-    engine.emit('kill', container, { signal: String(signal) });
+    engine.emit('kill', container, { signal: String(signal) }, { key: requestId });
     return sandbox.uid;
   });
   if (signal === SIGKILL) await forceExit(engine, container, (one) => one.isRemoved || sandboxOf(one.state) !== uid);
@@ -324,19 +342,16 @@ async function thawIfPaused(engine: Engine, container: Container): Promise<void>
 export async function restart(
   engine: Engine,
   container: Container,
-  options: {
-    timeoutSeconds?: number | undefined;
-    signal?: string | undefined;
-    requestId?: string | undefined;
-    resumed: boolean;
-  },
+  options: StopOptions & { resumed: boolean },
 ): Promise<void> {
-  if (!(options.resumed && isStartedBy(container, options.requestId))) {
+  const isStarted = options.resumed && isStartedBy(container, options.requestId);
+  if (!isStarted) {
     await stop(engine, container, options);
     await start(engine, container, { requestId: options.requestId, resumed: false });
-    container.update({ restartCount: container.record.restartCount + 1 });
-  }
-  engine.emit('restart', container);
+  } else if (container.record.events.some(({ action }) => action === 'restart')) return;
+  engine.announce(container, [['restart']], (told) =>
+    container.update({ restartCount: container.record.restartCount + 1, ...told }),
+  );
 }
 
 /** CONFLICT when it runs and `force` is not given. A start under way is ended by `force`. */
@@ -371,8 +386,7 @@ export async function pause(engine: Engine, container: Container): Promise<void>
     if (container.state.status === 'paused') throw new KataError('CONFLICT', 'the container is paused already');
     const { agent } = engine.sandboxOf(container).links;
     await agent.pauseContainer(container.id);
-    container.apply({ event: 'pause' });
-    engine.emit('pause', container);
+    engine.announce(container, [['pause']], (told) => container.apply({ event: 'pause' }, told));
   });
 }
 
@@ -382,7 +396,6 @@ export async function unpause(engine: Engine, container: Container): Promise<voi
       throw new KataError('CONFLICT', `the container is ${container.state.status}, not paused`);
     const { agent } = engine.sandboxOf(container).links;
     await agent.resumeContainer(container.id);
-    container.apply({ event: 'resume' });
-    engine.emit('unpause', container);
+    engine.announce(container, [['unpause']], (told) => container.apply({ event: 'resume' }, told));
   });
 }

@@ -3,12 +3,12 @@ import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { KataError } from '../base/index.ts';
 import type { ProcessState } from '../os/index.ts';
-import { adopt, Sandbox, sandboxOf } from '../sandbox/index.ts';
+import { adopt, Sandbox, type StopRequest, sandboxOf } from '../sandbox/index.ts';
 import { findTool } from './assets.ts';
 import type { Container } from './container.ts';
 import type { Doors } from './doors.ts';
-import type { Engine } from './engine.ts';
-import { stop } from './lifecycle.ts';
+import { type Engine, endOf } from './engine.ts';
+import { finishStop, stop } from './lifecycle.ts';
 
 const START_TIMEOUT_MS = 30_000;
 const UID = /^[0-9a-f]{12}$/;
@@ -18,6 +18,8 @@ const UID = /^[0-9a-f]{12}$/;
  * half-done, goes on with removals. Nothing here throws: what cannot be recovered is logged, and stays visible.
  */
 export async function recover(engine: Engine, doors?: Doors): Promise<void> {
+  for (const container of engine.containers.all)
+    if (container.record.events.some(({ at }) => at >= engine.events.toldUntil)) engine.tell(container);
   const names = readdirSync(engine.services.sandboxesDir);
   await Promise.all(names.map((name) => guarded(engine, `sandbox ${name}`, () => recoverSandbox(engine, name, doors))));
   for (const container of engine.containers.all)
@@ -83,12 +85,12 @@ async function resume(
   container: Container,
   processes: readonly ProcessState[],
 ): Promise<void> {
-  const { status } = container.state;
-  if (status === 'stopping') {
-    void stopAgain(engine, container);
+  const { state } = container;
+  if (state.status === 'stopping') {
+    void stopAgain(engine, container, state.request);
     return;
   }
-  if (status !== 'starting') return;
+  if (state.status !== 'starting') return;
   const init = processes.find((one) => one.containerId === container.id && one.execId === '');
   if (init === undefined) {
     failStart(engine, container);
@@ -105,26 +107,24 @@ async function resume(
     }
   await container.mutex.run(async () => {
     if (container.state.status !== 'starting') return;
-    container.applyStarted();
-    engine.emit('start', container);
+    engine.announce(container, [['start']], (told) => container.applyStarted(told));
   });
 }
 
-async function stopAgain(engine: Engine, container: Container): Promise<void> {
-  await guarded(engine, `stop of ${container.id}`, () => stop(engine, container, {}));
+async function stopAgain(engine: Engine, container: Container, request: StopRequest | undefined): Promise<void> {
+  const again = () => (request === undefined ? stop(engine, container, {}) : finishStop(engine, container, request));
+  await guarded(engine, `stop of ${container.id}`, again);
 }
 
 function failStart(engine: Engine, container: Container): void {
   const error = new KataError('ENGINE_UNAVAILABLE', 'the engine ended while it was starting the container', {
     hint: 'start it again',
   });
-  container.apply({
-    event: 'start-failed',
-    exit: { code: error.exitCode, signal: 0, oomKilled: false, cause: 'start-failed', evidence: '' },
-    error: error.message,
-    at: new Date().toISOString(),
-  });
-  engine.emit('die', container, { exitCode: String(error.exitCode) });
+  const exit = { code: error.exitCode, signal: 0, oomKilled: false, cause: 'start-failed', evidence: '' };
+  const at = new Date().toISOString();
+  engine.announce(container, endOf(container, exit), (told) =>
+    container.apply({ event: 'start-failed', exit, error: error.message, at }, told),
+  );
 }
 
 async function recoverContainer(engine: Engine, container: Container): Promise<void> {
@@ -151,6 +151,7 @@ async function losesSandbox(engine: Engine, container: Container): Promise<void>
     cause: container.record.bootId === (await engine.services.host.bootId()) ? 'keeper-died' : 'host-reboot',
     evidence: `no sandbox in ${engine.services.sandboxesDir}`,
   };
-  container.apply({ event: 'exit', exit, at: new Date().toISOString() });
-  engine.emit('die', container, { exitCode: '137' });
+  engine.announce(container, endOf(container, exit), (told) =>
+    container.apply({ event: 'exit', exit, at: new Date().toISOString() }, told),
+  );
 }

@@ -32,7 +32,8 @@ export function systemHandlers(
         { sinceMs: timeOf(query.since, 'since'), untilMs: timeOf(query.until, 'until'), follow: query.follow },
         signal,
       );
-      return filtered(read, fits);
+      // The past is whole once recovery has told what the former engine could not.
+      return filtered(read, fits, query.since === undefined ? undefined : options.ready);
     },
     shutdown: async ({ body }) => {
       if (engine.sandboxes.size > 0 && !body.force)
@@ -52,7 +53,12 @@ export function systemHandlers(
   };
 }
 
-async function* filtered<T>(events: AsyncIterable<T>, fits: (event: T) => boolean): AsyncGenerator<T, void, undefined> {
+async function* filtered<T>(
+  events: AsyncIterable<T>,
+  fits: (event: T) => boolean,
+  ready: Promise<void> | undefined,
+): AsyncGenerator<T, void, undefined> {
+  await ready;
   for await (const event of events) if (fits(event)) yield event;
 }
 

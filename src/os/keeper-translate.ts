@@ -1,7 +1,7 @@
 import { type ErrorCode, KataError } from '../base/index.ts';
 import { ReadyMessage } from '../rpc/agent_ext.ts';
 import { BootFailure, type JournalEntry as RpcEntry, type StateResponse } from '../rpc/keeper.ts';
-import { errorCodeOf, TtrpcError } from '../ttrpc/index.ts';
+import { describeFailure, errorCodeOf, TtrpcError } from '../ttrpc/index.ts';
 import type { AgentReady, JournalEntry, KeeperState } from './keeper-types.ts';
 
 /** Lines of evidence that an error carries, and characters of one. */
@@ -14,8 +14,10 @@ const MAX_EXTENSIONS = 64;
 /** Makes a KataError of what a keeper call threw. */
 export function keeperError(error: unknown, phase: string): KataError {
   if (!(error instanceof TtrpcError)) return KataError.from(error, phase);
-  return new KataError(errorCodeOf(error.status, 'KEEPER_UNAVAILABLE') ?? 'INTERNAL', printable(error.message), {
+  const { message, evidence } = describeFailure(error, "the sandbox's keeper");
+  return new KataError(errorCodeOf(error.status, 'KEEPER_UNAVAILABLE') ?? 'INTERNAL', printable(message), {
     phase,
+    evidence,
     cause: error,
   });
 }

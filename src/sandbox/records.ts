@@ -12,6 +12,16 @@ const Exited = z.object({
 });
 const live = { sandboxUid: z.string(), startedAt: z.string() };
 
+/** How a stop goes on that an engine did not live to finish. */
+const StopRequest = z.object({
+  /** The guest gets the signal once under this name. */
+  operation: z.string(),
+  signal: z.number().int(),
+  /** Negative: for ever. */
+  graceSeconds: z.number(),
+});
+export type StopRequest = z.infer<typeof StopRequest>;
+
 const ContainerStateSchema = z.discriminatedUnion('status', [
   z.object({ status: z.literal('created'), error: z.string().optional() }),
   z.object({
@@ -21,7 +31,7 @@ const ContainerStateSchema = z.discriminatedUnion('status', [
   }),
   z.object({ status: z.literal('running'), ...live }),
   z.object({ status: z.literal('paused'), ...live }),
-  z.object({ status: z.literal('stopping'), ...live }),
+  z.object({ status: z.literal('stopping'), ...live, request: StopRequest.optional() }),
   Exited,
   z.object({
     status: z.literal('removing'),
@@ -79,6 +89,10 @@ export const ContainerRecord = z.object({
   startRequestId: z.string().optional(),
   /** The host's boot in which it was started last. */
   bootId: z.string().optional(),
+  /** What the last change is to be told as: the next engine tells it when this one dies between the change and its event. */
+  events: z
+    .array(z.object({ at: z.string(), action: z.string(), attributes: z.record(z.string(), z.string()) }))
+    .default([]),
 });
 export type ContainerRecord = z.infer<typeof ContainerRecord>;
 export type ContainerMount = z.infer<typeof ContainerMount>;

@@ -64,7 +64,7 @@ export interface Assets {
 export interface SandboxEvents {
   /** Resolves when the exit is recorded; it is acknowledged to the keeper after that. */
   onExit(entry: ProcessEnd): Promise<void>;
-  onOom(containerId: string): void;
+  onOom(containerId: string, sequence: number): void;
   /** Nothing of the sandbox is left. */
   onGone(uid: string): void;
   /** There is a connection to the keeper: the first one, or a new one after the old was lost. */

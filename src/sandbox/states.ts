@@ -1,5 +1,6 @@
 import type { ContainerStatus, ExitInfo } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
+import type { StopRequest } from './records.ts';
 
 /** A container's state owns what is true only in that state. Stored as it is in container.json. */
 export type ContainerState =
@@ -7,7 +8,7 @@ export type ContainerState =
   | { status: 'starting'; sandboxUid: string; previous: Exited | { status: 'created' } }
   | { status: 'running'; sandboxUid: string; startedAt: string }
   | { status: 'paused'; sandboxUid: string; startedAt: string }
-  | { status: 'stopping'; sandboxUid: string; startedAt: string }
+  | { status: 'stopping'; sandboxUid: string; startedAt: string; request?: StopRequest | undefined }
   | Exited
   | { status: 'removing'; exit?: ExitInfo; force: boolean; volumes: boolean };
 
@@ -26,7 +27,7 @@ export type ContainerEvent =
   | { event: 'started'; at: string }
   /** The start failed; `exit` is what `wait` answers. */
   | { event: 'start-failed'; exit: ExitInfo; error: string; at: string }
-  | { event: 'stop' }
+  | { event: 'stop'; request: StopRequest }
   | { event: 'pause' }
   | { event: 'resume' }
   | { event: 'exit'; exit: ExitInfo; at: string }
@@ -63,7 +64,12 @@ export function nextContainerState(state: ContainerState, event: ContainerEvent)
     case 'start-failed':
       return { status: 'exited', exit: event.exit, finishedAt: event.at, error: event.error };
     case 'stop':
-      return { status: 'stopping', sandboxUid: live.sandboxUid, startedAt: startedAt ?? '' };
+      return {
+        status: 'stopping',
+        sandboxUid: live.sandboxUid,
+        startedAt: startedAt ?? '',
+        request: event.request,
+      };
     case 'pause':
       return { status: 'paused', sandboxUid: live.sandboxUid, startedAt: startedAt ?? '' };
     case 'resume':

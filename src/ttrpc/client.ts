@@ -1,5 +1,5 @@
 import { connect, type Socket } from 'node:net';
-import type { CallOptions } from '../model/index.ts';
+import type { CallOptions, OnceOptions } from '../model/index.ts';
 import { Request, Response } from '../rpc/ttrpc.ts';
 import { STATUS, TtrpcError } from './error.ts';
 import { encodeFrame, FRAME_REQUEST, FRAME_RESPONSE, type Frame, FrameParser, MAX_MESSAGE_BYTES } from './frame.ts';
@@ -8,6 +8,8 @@ import { encodeFrame, FRAME_REQUEST, FRAME_RESPONSE, type Frame, FrameParser, MA
 const DEFAULT_TIMEOUT_MS = 60_000;
 /** Calls in flight on one connection; more fail with RESOURCE_EXHAUSTED. */
 const MAX_CALLS = 4096;
+/** Of a request's metadata, see proto/keeper.proto. */
+const OPERATION_KEY = 'kata-operation';
 const NANOS_PER_MS = 1_000_000n;
 
 interface Call {
@@ -64,29 +66,28 @@ export class TtrpcClient {
    * Calls `service`/`method` with a serialised request; resolves with the serialised response. Throws TtrpcError. The
    * peer learns the deadline. `timeoutMs: 0` waits as long as the connection lives.
    */
-  call(service: string, method: string, payload: Uint8Array, options: CallOptions = {}): Promise<Buffer> {
-    const { signal, timeoutMs = DEFAULT_TIMEOUT_MS } = options;
-    const name = `${service}/${method}`;
-    if (this.#end !== undefined)
-      return Promise.reject(new TtrpcError(STATUS.UNAVAILABLE, `${name}: ${this.#end.message}`));
-    if (signal?.aborted) return Promise.reject(new TtrpcError(STATUS.CANCELLED, `${name}: cancelled`));
+  call(service: string, method: string, payload: Uint8Array, options: OnceOptions = {}): Promise<Buffer> {
+    const { signal, timeoutMs = DEFAULT_TIMEOUT_MS, operation } = options;
+    const failure = (status: number, text: string) => new TtrpcError(status, text, { call: `${service}/${method}` });
+    if (this.#end !== undefined) return Promise.reject(failure(STATUS.UNAVAILABLE, this.#end.message));
+    if (signal?.aborted) return Promise.reject(failure(STATUS.CANCELLED, 'cancelled'));
     if (this.#calls.size >= MAX_CALLS)
-      return Promise.reject(new TtrpcError(STATUS.RESOURCE_EXHAUSTED, `${name}: ${MAX_CALLS} calls are in flight`));
+      return Promise.reject(failure(STATUS.RESOURCE_EXHAUSTED, `${MAX_CALLS} calls are in flight`));
     const message = Request.encode({
       service,
       method,
       payload: Buffer.from(payload.buffer, payload.byteOffset, payload.byteLength),
       timeout_nano: BigInt(Math.ceil(timeoutMs)) * NANOS_PER_MS,
-      metadata: [],
+      metadata: operation === undefined ? [] : [{ key: OPERATION_KEY, value: operation }],
     }).finish();
     if (message.length > MAX_MESSAGE_BYTES)
       return Promise.reject(
-        new TtrpcError(STATUS.RESOURCE_EXHAUSTED, `${name}: request of ${message.length} bytes is over the limit`),
+        failure(STATUS.RESOURCE_EXHAUSTED, `a request of ${message.length} bytes is over the limit`),
       );
     return new Promise((resolve, reject) => {
       const streamId = this.#takeStreamId();
       let timer: NodeJS.Timeout | undefined;
-      const cancel = () => fail(new TtrpcError(STATUS.CANCELLED, `${name}: cancelled`));
+      const cancel = () => fail(failure(STATUS.CANCELLED, 'cancelled'));
       const settle = () => {
         this.#calls.delete(streamId);
         clearTimeout(timer);
@@ -98,7 +99,7 @@ export class TtrpcClient {
       };
       if (timeoutMs > 0)
         timer = setTimeout(
-          () => fail(new TtrpcError(STATUS.DEADLINE_EXCEEDED, `${name}: no answer within ${timeoutMs} ms`)),
+          () => fail(failure(STATUS.DEADLINE_EXCEEDED, `no answer within ${timeoutMs} ms`)),
           timeoutMs,
         );
       signal?.addEventListener('abort', cancel, { once: true });
@@ -108,7 +109,7 @@ export class TtrpcClient {
           resolve(bytes);
         },
         // What the peer says stands by itself; what ended the call here says which call it was.
-        reject: (error) => fail(error.fromPeer ? error : new TtrpcError(error.status, `${name}: ${error.message}`)),
+        reject: (error) => fail(error.fromPeer ? error : failure(error.status, error.message)),
       });
       this.#socket.write(encodeFrame(streamId, FRAME_REQUEST, message));
     });

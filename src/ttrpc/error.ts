@@ -34,13 +34,20 @@ export class TtrpcError extends Error {
   readonly details: readonly StatusDetail[];
   /** True when the peer answered, false when the failure was found on this side. */
   readonly fromPeer: boolean;
+  /** "service/method" of a call that failed on this side. */
+  readonly call: string | undefined;
 
-  constructor(status: number, message: string, options: { details?: readonly Any[]; fromPeer?: boolean } = {}) {
+  constructor(
+    status: number,
+    message: string,
+    options: { details?: readonly Any[]; fromPeer?: boolean; call?: string } = {},
+  ) {
     super(message);
     this.name = 'TtrpcError';
     this.status = status;
     this.details = (options.details ?? []).map((d) => ({ typeUrl: d.type_url, value: d.value }));
     this.fromPeer = options.fromPeer ?? false;
+    this.call = options.call;
   }
 
   /** The serialised detail of this type, whatever host its URL names ("type.googleapis.com/x.Y" and "x.Y" are one). */
@@ -64,3 +71,9 @@ const CODES: Readonly<Record<number, ErrorCode>> = {
 /** The error code that a peer's status means; `unavailable` names that peer. Undefined: the status says nothing more. */
 export const errorCodeOf = (status: number, unavailable: ErrorCode): ErrorCode | undefined =>
   status === STATUS.UNAVAILABLE ? unavailable : CODES[status];
+
+/** What failed, for a person: a failure of this side says whom it was talking to. The method is evidence, not the message. */
+export const describeFailure = (error: TtrpcError, peer: string): { message: string; evidence: string[] } =>
+  error.call === undefined
+    ? { message: error.message, evidence: [] }
+    : { message: `${peer}: ${error.message}`, evidence: [`call: ${error.call}`] };

@@ -2,7 +2,7 @@
 use crate::bounded_file::BoundedFile;
 use crate::ending;
 use crate::failure;
-use crate::keeper::{Agent, AgentState, Keeper};
+use crate::keeper::{Agent, AgentState, End, Keeper};
 use crate::spawn::{describe_wait_status, VMM};
 use crate::text;
 use crate::vsock::GuestListener;
@@ -90,7 +90,7 @@ async fn connect(keeper: &Keeper, ready: ReadyMessage) -> io::Result<Agent> {
 /// The connected agent. Errors: FAILED_PRECONDITION before it is ready, UNAVAILABLE after the sandbox's end.
 pub fn connected(keeper: &Keeper) -> Result<Agent, Status> {
     if let Some(end) = keeper.end_now() {
-        return Err(status(Code::Unavailable, format!("the sandbox has ended: {} ({})", end.cause, end.evidence)));
+        return Err(ended(&end));
     }
     match &*keeper.agent.borrow() {
         AgentState::Connected(agent) => Ok(agent.clone()),
@@ -98,6 +98,30 @@ pub fn connected(keeper: &Keeper) -> Result<Agent, Status> {
         AgentState::Failed(reason) => {
             Err(status(Code::FailedPrecondition, format!("the guest agent failed: {reason}")))
         }
+    }
+}
+
+fn ended(end: &End) -> Status {
+    status(Code::Unavailable, format!("the sandbox has ended: {} ({})", end.cause, end.evidence))
+}
+
+/// A call to the agent. When the sandbox ends under it, or its connection breaks, the refusal says why the sandbox ended.
+pub async fn call(
+    keeper: &Keeper,
+    agent: &Agent,
+    (service, method): (&str, &str),
+    payload: Vec<u8>,
+    bound: Duration,
+) -> Result<Vec<u8>, Status> {
+    let answer = tokio::select! {
+        end = keeper.wait_end() => return Err(ended(&end)),
+        answer = agent.client.call_raw(service, method, payload, Some(bound)) => answer,
+    };
+    match answer {
+        Err(refusal) if refusal.code == Code::Unavailable as i32 && agent.client.is_closed() => {
+            Err(ended(&*keeper.wait_end().await))
+        }
+        answer => answer,
     }
 }
 
@@ -116,8 +140,8 @@ pub async fn await_agent(keeper: &Keeper, request: AwaitAgentRequest) -> Result<
                 _ => ("agent-failure", ""),
             };
             let text = match end.cause.as_str() {
-                "guest-panic" => format!("the guest's kernel panicked while booting: {}", end.evidence),
-                _ => format!("the sandbox ended while the guest was booting: {}", end.evidence),
+                "guest-panic" => format!("the guest's kernel panicked: {}", end.evidence),
+                _ => format!("the virtual machine ended: {}", end.evidence),
             };
             Err(failure::boot(keeper, Code::FailedPrecondition, cause, process, end.wait_status, &text))
         }

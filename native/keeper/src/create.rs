@@ -61,11 +61,7 @@ pub async fn create_process(keeper: &Rc<Keeper>, request: CreateProcessRequest) 
     }
     let bound =
         Duration::from_millis(u64::from(if request.timeout_ms == 0 { DEFAULT_TIMEOUT_MS } else { request.timeout_ms }));
-    let created = tokio::select! {
-        end = keeper.wait_end() => Err(status(Code::Unavailable, format!("{method}: the sandbox ended: {}", end.evidence))),
-        answer = agent.client.call_raw(AGENT_SERVICE, method, payload, Some(bound)) => answer,
-    };
-    created?;
+    agent::call(keeper, &agent, (AGENT_SERVICE, method), payload, bound).await?;
     let options = Options {
         stdout: true,
         stderr: stderr.is_some(),

@@ -5,6 +5,7 @@ use crate::door::Door;
 use crate::journal::Journal;
 use crate::netns::Netns;
 use crate::network::Network;
+use crate::operations::Operations;
 use crate::process::{Process, ProcessKey};
 use crate::share::Shares;
 use crate::spawn::Spawned;
@@ -66,6 +67,8 @@ pub struct Keeper {
     pub memory: RefCell<BTreeMap<String, OwnedFd>>,
     pub shares: RefCell<Shares>,
     pub network: Network,
+    /// Passed-through calls that are made once.
+    pub operations: Operations,
     pub processes: RefCell<BTreeMap<ProcessKey, Rc<Process>>>,
     /// Keys whose creation is under way.
     pub creating: RefCell<BTreeSet<ProcessKey>>,

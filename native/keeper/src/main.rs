@@ -24,6 +24,7 @@ mod kvm;
 mod loop_device;
 mod netns;
 mod network;
+mod operations;
 mod process;
 mod pump;
 mod ready_socket;

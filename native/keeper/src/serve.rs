@@ -6,6 +6,7 @@ use crate::door::{self, Door};
 use crate::journal::Journal;
 use crate::keeper::{AgentState, Keeper};
 use crate::network::Network;
+use crate::operations::Operations;
 use crate::share::Shares;
 use crate::tokens::Tokens;
 use crate::vsock::GuestVsock;
@@ -148,6 +149,7 @@ fn start(config: Config, dir: PathBuf, host_mounts: OwnedFd) -> Step<watch::Rece
         netns: RefCell::default(),
         network: Network::default(),
         door: config.task_socket.is_some().then(Door::new),
+        operations: Operations::default(),
         config,
         dir,
         host_mounts,

@@ -5,9 +5,10 @@ use crate::cgroups;
 use crate::create;
 use crate::door;
 use crate::failure;
-use crate::keeper::{AgentState, Keeper};
+use crate::keeper::{Agent, AgentState, Keeper};
 use crate::netns;
 use crate::network;
+use crate::operations;
 use crate::shutdown;
 use crate::spawn;
 use crate::stdio;
@@ -253,13 +254,22 @@ async fn next_entries(keeper: &Keeper, request: NextEntriesRequest) -> NextEntri
     NextEntriesResponse { entries: keeper.journal.borrow().after(request.after_sequence) }
 }
 
-/// Passes a call to the agent, payload and refusal untouched.
+/// Passes a call to the agent, once when it has an operation's id.
 async fn pass(keeper: Rc<Keeper>, request: Request) -> Result<Vec<u8>, Status> {
-    let Request { service, method, payload, timeout_nano, .. } = request;
-    if RESERVED.contains(&method.as_str()) {
-        return Err(status(Code::PermissionDenied, format!("{service}/{method}: the keeper alone makes this call")));
+    if RESERVED.contains(&request.method.as_str()) {
+        let call = format!("{}/{}", request.service, request.method);
+        return Err(status(Code::PermissionDenied, format!("{call}: the keeper alone makes this call")));
     }
-    let agent = agent::connected(&keeper)?;
+    let Some(id) = operations::id_of(&request) else {
+        return forward(&keeper, agent::connected(&keeper)?, request).await;
+    };
+    let call = || Ok(forward(&keeper, agent::connected(&keeper)?, request.clone()));
+    keeper.operations.once(id, &request, call).await
+}
+
+/// Payload and refusal pass untouched.
+async fn forward(keeper: &Keeper, agent: Agent, request: Request) -> Result<Vec<u8>, Status> {
+    let Request { service, method, payload, timeout_nano, .. } = request;
     let removed = match method.as_str() {
         "RemoveContainer" => {
             RemoveContainerRequest::decode(payload.as_slice()).ok().map(|request| request.container_id)
@@ -268,11 +278,11 @@ async fn pass(keeper: Rc<Keeper>, request: Request) -> Result<Vec<u8>, Status> {
     };
     let bound = if timeout_nano > 0 { Duration::from_nanos(timeout_nano as u64) } else { PASS_BOUND };
     if let Some(id) = &removed {
-        mark_removed(&keeper, id, true);
+        mark_removed(keeper, id, true);
     }
-    let answer = agent.client.call_raw(&service, &method, payload, Some(bound)).await;
+    let answer = agent::call(keeper, &agent, (&service, &method), payload, bound).await;
     if let (Some(id), Err(_)) = (&removed, &answer) {
-        mark_removed(&keeper, id, false);
+        mark_removed(keeper, id, false);
     }
     answer
 }

@@ -26,6 +26,7 @@ export class FakeKeeper {
   readonly spawned = new Set<string>();
   readonly shares = new Set<string>();
   readonly signals: string[] = [];
+  readonly #operations = new Set<string>();
   acknowledged = 0;
   alive = true;
   /** Calls on the task socket that nobody has answered, and all answers. */
@@ -293,8 +294,10 @@ export class FakeKeeper {
         check();
         this.processes.delete(`${id}/`);
       },
-      signalProcess: async (id, execId, signal) => {
+      signalProcess: async (id, execId, signal, { operation } = {}) => {
         check();
+        if (operation !== undefined && this.#operations.has(operation)) return;
+        if (operation !== undefined) this.#operations.add(operation);
         if (!this.processes.has(`${id}/${execId}`)) throw new KataError('NOT_FOUND', `${id}/${execId}`);
         this.signals.push(`${id.slice(0, 4)}${execId && `/${execId}`}:${signal}`);
         this.onSignal(id, signal, execId);

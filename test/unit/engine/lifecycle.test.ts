@@ -158,11 +158,11 @@ test('stop sends the signal, waits for the exit, and kills after the grace', asy
 
 test('kill needs a running container; SIGKILL waits for the exit', async () => {
   const container = await engine.create(config(), undefined);
-  await assert.rejects(kill(engine, container, 'TERM'), { code: 'NOT_RUNNING' });
+  await assert.rejects(kill(engine, container, { signal: 'TERM' }), { code: 'NOT_RUNNING' });
   await begin(container);
-  await kill(engine, container, 'HUP');
+  await kill(engine, container, { signal: 'HUP' });
   assert.equal(container.state.status, 'running');
-  await kill(engine, container, '9');
+  await kill(engine, container, { signal: '9' });
   assert.equal(code(container), 137);
   await container.settled;
   await assertNothingLeft();

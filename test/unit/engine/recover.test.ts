@@ -121,8 +121,9 @@ test('a stop and a removal under way are finished', async () => {
   const dying = world.engine();
   await recover(dying);
   onlyKeeper().onSignal = () => {};
-  void stop(dying, dying.containers.find(id), { timeoutSeconds: 1000 });
-  await dying.containers.find(id).when((one) => one.state.status === 'stopping');
+  void stop(dying, dying.containers.find(id), { signal: 'HUP', timeoutSeconds: 0 });
+  const keeper = onlyKeeper();
+  while (keeper.signals.length < 2) await new Promise((resolve) => setImmediate(resolve));
   onlyKeeper().onSignal = (of, signal) => {
     if (signal === 9) onlyKeeper().exit(of, 137, 9);
   };
@@ -130,6 +131,11 @@ test('a stop and a removal under way are finished', async () => {
   await container.when((one) => !one.isLive);
   await container.settled;
   await assertNothingLeft(engine);
+  // Its own signal, once; the grace that was asked for.
+  assert.deepEqual(
+    keeper.signals.map((text) => text.split(':')[1]),
+    ['1', '9', '9'],
+  );
   container.apply({ event: 'remove', force: false, volumes: true });
   const last = world.engine();
   await recover(last);
@@ -166,4 +172,30 @@ test('files that cannot be read never keep the engine from its work', async () =
   await remove(engine, container, { force: true, volumes: false });
   assert.deepEqual(world.residue, []);
   assert.deepEqual(readdirSync(join(world.dir, 'run', 's')), ['not-a-sandbox']);
+});
+
+test('an event that the engine did not live to tell is told by the next one, once', async () => {
+  const told = async (engine: Engine): Promise<string[]> => {
+    const actions: string[] = [];
+    const read = engine.events.read({ sinceMs: 0, follow: false }, new AbortController().signal);
+    for await (const { action, attributes } of read) actions.push(action + (attributes.exitCode ?? ''));
+    return actions;
+  };
+  const dying = await running();
+  const first = world.engine();
+  await recover(first);
+  first.announce(first.containers.find(dying.id), [['pause']], (events) => {
+    first.containers.find(dying.id).apply({ event: 'pause' }, events);
+  });
+  const unpaused = { at: new Date().toISOString(), action: 'unpause', attributes: {} };
+  first.containers.find(dying.id).apply({ event: 'resume' }, { events: [unpaused] });
+  const { engine: second } = await next(dying.id);
+  const expected = ['create', 'start', 'pause', 'unpause'];
+  assert.deepEqual(await told(second), expected);
+  const { engine: third, container } = await next(dying.id);
+  assert.deepEqual(await told(third), expected);
+  await stop(third, container, { timeoutSeconds: 0 });
+  assert.deepEqual(await told(third), [...expected, 'die137', 'stop']);
+  // The file of the container and the events' file agree: nothing is told again.
+  assert.deepEqual(await told((await next(dying.id)).engine), [...expected, 'die137', 'stop']);
 });

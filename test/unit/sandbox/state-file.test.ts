@@ -37,7 +37,11 @@ const state = fc.oneof(
   }),
   fc.record({ status: fc.constant('running' as const), ...live }),
   fc.record({ status: fc.constant('paused' as const), ...live }),
-  fc.record({ status: fc.constant('stopping' as const), ...live }),
+  fc.record({
+    status: fc.constant('stopping' as const),
+    ...live,
+    request: fc.record({ operation: text, signal: fc.integer(), graceSeconds: fc.integer() }),
+  }),
   exited,
   fc.record({ status: fc.constant('removing' as const), exit, force: fc.boolean(), volumes: fc.boolean() }),
 );
@@ -74,6 +78,7 @@ const container: fc.Arbitrary<ContainerRecord> = fc.record({
     { maxLength: 3 },
   ),
   state,
+  events: fc.array(fc.record({ at: text, action: text, attributes: labels }), { maxLength: 2 }),
   droppedLines: fc.nat(),
   restartCount: fc.nat(),
 });

@@ -22,11 +22,12 @@ const STATES: ContainerState[] = [
   { status: 'exited', exit, startedAt: 't0', finishedAt: 't1' },
   { status: 'removing', force: false, volumes: false },
 ];
+const request = { operation: 'o', signal: 15, graceSeconds: 10 };
 const EVENTS: ContainerEvent[] = [
   { event: 'start', sandboxUid: 'v' },
   { event: 'started', at: 't2' },
   { event: 'start-failed', exit, error: 'why', at: 't2' },
-  { event: 'stop' },
+  { event: 'stop', request },
   { event: 'pause' },
   { event: 'resume' },
   { event: 'exit', exit, at: 't2' },
@@ -73,7 +74,8 @@ test('a state carries what its successor needs', () => {
   assert.deepEqual(running, { status: 'running', sandboxUid: 'u', startedAt: 'T' });
   const paused = nextContainerState(running, { event: 'pause' });
   assert.deepEqual(nextContainerState(paused, { event: 'resume' }), running);
-  const stopping = nextContainerState(paused, { event: 'stop' });
+  const stopping = nextContainerState(paused, { event: 'stop', request });
+  assert.deepEqual(stopping, { status: 'stopping', sandboxUid: 'u', startedAt: 'T', request });
   const exited = nextContainerState(stopping, { event: 'exit', exit, at: 'E' });
   assert.deepEqual(exited, { status: 'exited', exit, startedAt: 'T', finishedAt: 'E' });
   assert.deepEqual(nextContainerState(exited, { event: 'remove', force: true, volumes: false }), {

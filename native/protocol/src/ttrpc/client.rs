@@ -139,6 +139,10 @@ impl Client {
         reason.unwrap_or_default()
     }
 
+    pub fn is_closed(&self) -> bool {
+        self.shared.pending.end.borrow().is_some()
+    }
+
     async fn exchange(&self, request: Request) -> Answer {
         let pending = &self.shared.pending;
         let stream_id = pending.next_id.get();

@@ -353,7 +353,7 @@ export const ShutdownBody = z.strictObject({
   force: z.boolean().default(false),
 });
 export const FailpointsAnswer = z.strictObject({ names: z.array(z.string()), armed: z.array(z.string()) });
-export const ArmFailpoint = z.strictObject({ name: text(128), action: z.enum(['kill', 'error', 'off']) });
+export const ArmFailpoint = z.strictObject({ name: text(128), action: z.enum(['kill', 'error', 'pause', 'off']) });
 
 export type CreateContainer = z.infer<typeof CreateContainer>;
 export type CreateContainerInput = z.input<typeof CreateContainer>;

@@ -95,6 +95,11 @@ export class Engine {
     return answer;
   }
 
+  /** Asked for when it is answered and when it has ended: what comes first tells it. */
+  tellExecStart(container: Container, { execId, args }: { execId: string; args: readonly string[] }): void {
+    this.emit('exec_start', container, { execID: execId, command: args.join(' ') }, { key: execId });
+  }
+
   /** Tells a container's last change, unless that was done. */
   tell(container: Container): void {
     for (const { at, action, attributes } of container.record.events)
@@ -178,6 +183,7 @@ export class Engine {
       if (sandbox === undefined || exec === undefined) return;
       // Told again when an engine died before it acknowledged it: it may have died before the event, too.
       if (exec.exit === undefined) sandbox.recordExecExit({ ...exec, exit });
+      this.tellExecStart(container, exec);
       const attributes = { execID: end.execId, exitCode: String(exit.code) };
       this.emit('exec_die', container, attributes, { key: end.execId });
       return;

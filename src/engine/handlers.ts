@@ -208,12 +208,11 @@ async function exec(engine: Engine, container: Container, call: Call<'createExec
       ? randomBytes(32).toString('hex')
       : createHash('sha256').update(`${container.id}\n${requestId}`).digest('hex');
   const known = resumed && (await sandbox.links.keeper.state()).processes.some((one) => one.execId === execId);
-  const told = { execID: execId, command: body.args.join(' ') };
   let stream: { token: string; socket: string } | undefined;
   if (known) stream = body.attach ? await openStream(engine, container, execId, wish) : undefined;
   else {
     const { process } = specOf(container.record, guestRootfs(container.id), []);
-    engine.emit('exec_create', container, told, { key: execId });
+    engine.emit('exec_create', container, { execID: execId, command: body.args.join(' ') }, { key: execId });
     stream = await sandbox.exec(
       {
         execId,
@@ -228,7 +227,7 @@ async function exec(engine: Engine, container: Container, call: Call<'createExec
       signal.aborted ? AbortSignal.abort(signal.reason) : new AbortController().signal,
     );
   }
-  engine.emit('exec_start', container, told, { key: execId });
+  engine.tellExecStart(container, { execId, args: body.args });
   failpoint('exec.answer');
   return { socket: stream?.socket ?? '', token: stream?.token ?? '', execId };
 }

@@ -138,7 +138,8 @@ class Attempt {
       });
       return { stream };
     } catch (error) {
-      return this.#failed(KataError.from(error, 'start'), sandbox, joined, plan);
+      const known = KataError.from(error, 'start');
+      return this.#failed((await sandbox?.explain(known)) ?? known, sandbox, joined, plan);
     } finally {
       container.starting = undefined;
       this.#engine.filling.end(container);

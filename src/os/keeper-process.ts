@@ -35,11 +35,17 @@ export interface KeeperLaunch {
   uid: string;
 }
 
+export interface LaunchedKeeper {
+  pid: number;
+  /** Settles when it has ended: "was killed by SIGKILL". Only the process that started it learns that. */
+  fate?: Promise<string>;
+}
+
 /**
  * Starts a sandbox's keeper and waits until it listens. It belongs to nobody afterwards: it outlives this process.
  * KEEPER_UNAVAILABLE with what it said when it does not come up; nothing of it runs then.
  */
-export async function launchKeeper(launch: KeeperLaunch, options: CallOptions = {}): Promise<{ pid: number }> {
+export async function launchKeeper(launch: KeeperLaunch, options: CallOptions = {}): Promise<LaunchedKeeper> {
   const { binary, dir, uid } = launch;
   const log = await open(join(dir, 'keeper.log'), 'a', 0o600);
   const child = spawn(binary, ['serve', '--dir', dir, '--uid', uid, '--config', join(dir, 'keeper.json')], {
@@ -47,6 +53,11 @@ export async function launchKeeper(launch: KeeperLaunch, options: CallOptions = 
     env: CLEAN_ENV,
     detached: true,
     stdio: ['ignore', log.fd, log.fd, 'pipe'],
+  });
+  const fate = new Promise<string>((resolve) => {
+    child.once('exit', (code, signal) =>
+      resolve(signal === null ? `exited with code ${code}` : `was killed by ${signal}`),
+    );
   });
   try {
     await readyLine(child, options);
@@ -58,7 +69,7 @@ export async function launchKeeper(launch: KeeperLaunch, options: CallOptions = 
     child.unref();
     await log.close();
   }
-  return { pid: child.pid as number };
+  return { pid: child.pid as number, fate };
 }
 
 /** Waits for "ready" on the child's fd 3. */

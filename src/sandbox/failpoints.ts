@@ -70,7 +70,11 @@ export const FAILPOINTS = [
 ] as const;
 
 export type Failpoint = (typeof FAILPOINTS)[number];
-export type FailpointAction = 'kill' | 'error';
+/** `pause` stops the engine's process until SIGCONT, so that a test can kill another one in exactly that place. */
+const ACTIONS = ['kill', 'error', 'pause'] as const;
+export type FailpointAction = (typeof ACTIONS)[number];
+
+const isAction = (text: string): text is FailpointAction => (ACTIONS as readonly string[]).includes(text);
 
 const armed = new Map<string, FailpointAction>();
 
@@ -83,12 +87,12 @@ export function armFailpoint(name: string, action: FailpointAction | 'off'): voi
   else armed.set(name, action);
 }
 
-/** Reads `KATA_FAILPOINT`: "<name>[:kill|:error]", several separated by commas; kill is the default. */
+/** Reads `KATA_FAILPOINT`: "<name>[:kill|:error|:pause]", several separated by commas; kill is the default. */
 export function armFailpointsFrom(text: string | undefined): void {
   for (const part of (text ?? '').split(',').filter((one) => one !== '')) {
     const [name = '', action = 'kill'] = part.split(':');
-    if (action !== 'kill' && action !== 'error')
-      throw new KataError('INVALID_ARGUMENT', `KATA_FAILPOINT: "${part}" is not <name>[:kill|:error]`);
+    if (!isAction(action))
+      throw new KataError('INVALID_ARGUMENT', `KATA_FAILPOINT: "${part}" is not <name>[:kill|:error|:pause]`);
     armFailpoint(name, action);
   }
 }
@@ -105,5 +109,9 @@ function trip(name: Failpoint): void {
   if (action === undefined) return;
   armed.delete(name);
   if (action === 'kill') process.kill(process.pid, 'SIGKILL');
+  if (action === 'pause') {
+    process.kill(process.pid, 'SIGSTOP');
+    return;
+  }
   throw new KataError('INTERNAL', `failpoint ${name}`, { phase: name });
 }

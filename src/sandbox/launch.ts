@@ -136,6 +136,7 @@ async function launchKeeper(sandbox: Sandbox, signal: AbortSignal): Promise<void
     { binary: record.keeperPath, dir: runDir, uid },
     { signal, timeoutMs: KEEPER_TIMEOUT_MS },
   );
+  sandbox.launched = launched;
   failpoint('start.keeper-launched');
   const links = await services.host.connectKeeper(runDir, { signal, timeoutMs: KEEPER_TIMEOUT_MS });
   const { pid, startTimeTicks } = links.keeper.identity;

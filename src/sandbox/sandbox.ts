@@ -5,10 +5,11 @@ import { KataError, Mutex } from '../base/index.ts';
 import type { Machine } from '../hypervisor/index.ts';
 import type { Device } from '../model/index.ts';
 import type { Process } from '../oci/index.ts';
-import type { KeeperProcess } from '../os/index.ts';
+import type { KeeperProcess, LaunchedKeeper } from '../os/index.ts';
 import type { Share } from '../storage/index.ts';
 import { createProcess } from './create-process.ts';
 import { type Ending, endSandbox } from './ending.ts';
+import { explain } from './explain.ts';
 import { failpoint } from './failpoints.ts';
 import { writeGuestFiles } from './guest-files.ts';
 import { JournalTaker } from './journal.ts';
@@ -50,6 +51,8 @@ export class Sandbox {
   readonly runDir: string;
   readonly services: SandboxServices;
   readonly journal: JournalTaker;
+  /** The keeper's process, where this engine started it. */
+  launched: LaunchedKeeper | undefined;
   readonly #mutex = new Mutex();
   readonly #file: StateFile<SandboxRecord>;
   readonly #events: SandboxEvents;
@@ -327,6 +330,18 @@ export class Sandbox {
     }
     this.#disconnect();
     await this.end('keeper-died').gone;
+  }
+
+  /** What an error of this sandbox comes from. */
+  explain(error: KataError): Promise<KataError> {
+    return explain(error, {
+      keeperLives: async () => {
+        if (this.#record.keeper !== undefined) return this.#keeperLives();
+        return this.launched === undefined || (await this.services.host.identify(this.launched.pid)) !== undefined;
+      },
+      keeperFate: this.launched?.fate,
+      keeper: this.#links?.keeper,
+    });
   }
 
   async #keeperLives(): Promise<boolean> {

@@ -1,7 +1,14 @@
 import type { Agent } from '../agent/index.ts';
 import type { Hypervisor } from '../hypervisor/index.ts';
 import type { Accelerator, CallOptions, MachineBinaries, Resources, VsockMode } from '../model/index.ts';
-import type { HostCgroup, JournalEntry, KeeperClient, KeeperLaunch, ProcessIdentity } from '../os/index.ts';
+import type {
+  HostCgroup,
+  JournalEntry,
+  KeeperClient,
+  KeeperLaunch,
+  LaunchedKeeper,
+  ProcessIdentity,
+} from '../os/index.ts';
 
 /** What the sandbox calls of a keeper's client. */
 export type Keeper = Pick<
@@ -33,7 +40,7 @@ export type Keeper = Pick<
 
 /** The host as a sandbox sees it; wiring.ts gives the real one, tests a fake. */
 export interface SandboxHost {
-  launchKeeper(launch: KeeperLaunch, options?: CallOptions): Promise<{ pid: number }>;
+  launchKeeper(launch: KeeperLaunch, options?: CallOptions): Promise<LaunchedKeeper>;
   connectKeeper(runDir: string, options?: CallOptions): Promise<{ keeper: Keeper; agent: Agent }>;
   /** Ends what a dead keeper left. Idempotent. */
   cleanup(keeperPath: string, runDir: string): Promise<void>;

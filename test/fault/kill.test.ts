@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { after, test } from 'node:test';
-import { aliveSince, collect, HANG_GUARD_MS, TestEnv, until } from '../support/env.ts';
+import { aliveSince, collect, HANG_GUARD_MS, kill9, TestEnv, until } from '../support/env.ts';
 
 // kill -9 of each process of a running sandbox: what goes on goes on, what ends tells the true cause.
 
@@ -14,10 +14,6 @@ const engine = async (): Promise<number> => {
   assert.ok(pid !== undefined, 'an engine runs');
   return pid;
 };
-async function kill9(pid: number): Promise<void> {
-  process.kill(pid, 'SIGKILL');
-  await until(() => aliveSince(pid) === undefined, `process ${pid} is gone`);
-}
 
 test('kill -9 of katad with three running containers', async (t) => {
   for (const name of ['k1', 'k2']) await env.ok(['run', '-d', '--name', name, 'busybox', 'sleep', '100000']);

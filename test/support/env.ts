@@ -164,10 +164,23 @@ export async function until(condition: () => boolean | Promise<boolean>, what: s
 
 /** Start time of a process in ticks (field 22 of /proc/PID/stat), undefined when it is gone or a zombie. */
 export function aliveSince(pid: number): string | undefined {
+  const fields = statOf(pid);
+  return fields[0] === 'Z' ? undefined : fields[19];
+}
+
+/** Whether a signal stopped the process. */
+export const isStopped = (pid: number): boolean => statOf(pid)[0] === 'T';
+
+/** Fields of /proc/PID/stat from the state on, none when the process is gone. */
+function statOf(pid: number): string[] {
   try {
-    const fields = readFileSync(`/proc/${pid}/stat`, 'latin1').split(') ').at(-1)?.split(' ') ?? [];
-    return fields[0] === 'Z' ? undefined : fields[19];
+    return readFileSync(`/proc/${pid}/stat`, 'latin1').split(') ').at(-1)?.split(' ') ?? [];
   } catch {
-    return undefined;
+    return [];
   }
+}
+
+export async function kill9(pid: number): Promise<void> {
+  process.kill(pid, 'SIGKILL');
+  await until(() => aliveSince(pid) === undefined, `process ${pid} is gone`);
 }

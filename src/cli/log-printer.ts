@@ -22,6 +22,8 @@ export class LogPrinter {
   #within: Record<'stdout' | 'stderr', boolean> = { stdout: false, stderr: false };
   /** An entry at or after --until was met: the rest is later still. */
   finished = false;
+  /** Lines that the log said it lost. */
+  dropped = 0;
 
   constructor(options: PrintOptions, stdout: Writable, stderr: Writable) {
     this.#options = options;
@@ -39,8 +41,11 @@ export class LogPrinter {
       return;
     }
     if (entry.time < since) return;
-    if (entry.stream === 'system') this.note(`${entry.text.toString()} lines were dropped here: the disk was full`);
-    else if (json) this.#json(entry);
+    if (entry.stream === 'system') {
+      const count = Number(entry.text.toString());
+      this.dropped += count;
+      this.note(`${count} lines were dropped here: the disk was full`);
+    } else if (json) this.#json(entry);
     else this.#plain(entry.stream, entry);
   }
 

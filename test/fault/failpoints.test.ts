@@ -42,6 +42,38 @@ async function cleanUp(): Promise<void> {
   await until(() => left().length === 0, 'nothing is left').catch(() => assert.deepEqual(left(), []));
 }
 
+interface Told {
+  id: string;
+  action: string;
+  sequence: number;
+  attributes: Record<string, string>;
+}
+
+/** No container of these lives does anything twice, so nothing of it is told twice; nor is anything left out. */
+async function checkEvents(since: string): Promise<void> {
+  const text = await env.ok(['events', '--since', since, '--until', '0s', '--filter', 'type=container', '--json']);
+  const events: Told[] = text
+    .split('\n')
+    .filter(Boolean)
+    .map((line) => JSON.parse(line));
+  const names = events.map(({ id, action, attributes }) => `${id} ${action} ${attributes.execID ?? ''}`);
+  assert.deepEqual(
+    names.filter((name, index) => names.indexOf(name) !== index),
+    [],
+    'told twice',
+  );
+  for (const id of new Set(events.map((event) => event.id))) {
+    const actions = events.filter((event) => event.id === id).map((event) => event.action);
+    assert.ok(actions.includes('create') && actions.includes('destroy'), actions.join(' '));
+    if (actions.includes('start')) assert.ok(actions.includes('die'), actions.join(' '));
+  }
+  const sequences = events.map((event) => event.sequence);
+  assert.deepEqual(
+    sequences,
+    sequences.toSorted((a, b) => a - b),
+  );
+}
+
 test('there is a failpoint at every step', () => {
   for (const prefix of ['create', 'start', 'exec', 'kill', 'stop', 'exit', 'end', 'rm'])
     assert.ok(FAILPOINTS.some((name) => name.startsWith(`${prefix}.`)));
@@ -50,11 +82,31 @@ test('there is a failpoint at every step', () => {
 for (const name of FAILPOINTS)
   test(`katad dies at ${name}`, async () => {
     const { engine } = await client().call('version', {});
+    const since = new Date().toISOString();
     await client().call('armFailpoint', { body: { name, action: 'kill' } });
     await life();
     await cleanUp();
     assert.equal(aliveSince(engine.pid), undefined, `${name} was reached`);
+    await checkEvents(since);
   });
+
+test('a signal that was sent when the engine died is not sent again', async () => {
+  const script = 'trap "echo usr1" USR1; trap "echo term" TERM; echo ready; while :; do sleep 0.1; done';
+  await env.ok(['run', '-d', '--name', 'counts', 'busybox', 'sh', '-c', script]);
+  const log = async (): Promise<string[]> => (await env.ok(['logs', 'counts'])).split('\n');
+  await until(async () => (await log()).includes('ready'), 'the traps are set');
+  for (const [name, ...command] of [
+    ['kill.sent', 'kill', '-s', 'USR1', 'counts'],
+    ['stop.signalled', 'stop', '-t', '2', 'counts'],
+  ] as const) {
+    const { engine } = await client().call('version', {});
+    await client().call('armFailpoint', { body: { name, action: 'kill' } });
+    await env.ok(command);
+    assert.equal(aliveSince(engine.pid), undefined, `${name} was reached`);
+  }
+  assert.deepEqual(await log(), ['ready', 'usr1', 'term']);
+  await cleanUp();
+});
 
 for (const name of FAILPOINTS.filter((one) => /^(create|start)\./.test(one) && !one.endsWith('.answer')))
   test(`${name} fails`, async () => {

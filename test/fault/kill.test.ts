@@ -72,6 +72,16 @@ test('kill -9 of katad with three running containers', async (t) => {
     assert.equal(await env.ok(['wait', 'k3']), '9');
     assert.equal(await env.ok(['wait', 'fg']), '3');
   });
+  await t.test('events from before are there, none twice', async () => {
+    const events = await env.ok(['events', '--since', '1h', '--until', '0s', '--json']);
+    const sequences = events.split('\n').map((line) => JSON.parse(line).sequence);
+    assert.deepEqual(
+      sequences,
+      sequences.map((_, index) => index + 1),
+    );
+    const starts = await env.ok(['events', '--since', '1h', '--until', '0s', '--filter', 'event=start']);
+    assert.equal(starts.split('\n').length, 5, starts);
+  });
   await env.ok(['rm', '-f', 'k1', 'k2', 'k3', 'fg', 'alone']);
 });
 

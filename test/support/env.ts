@@ -132,6 +132,7 @@ export interface KataInspect {
     runDir: string;
   };
   status: string;
+  log: { path: string; droppedLines: number };
   exit?: { code: number; signal: number; oomKilled: boolean; cause: string; evidence: string };
 }
 

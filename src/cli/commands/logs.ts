@@ -66,6 +66,12 @@ async function showLogs(context: Context, flags: Flags): Promise<number> {
       ? undefined
       : new StreamClient({ answer: log.stream, stdout: nowhere(), stderr: nowhere() });
   await reader.existing(tail);
+  const whole = !Number.isFinite(tail) && since === undefined && until === undefined;
+  if (whole && log.droppedLines > printer.dropped) {
+    // The log itself can tell it only when there is space again.
+    printer.note(`${log.droppedLines - printer.dropped} more lines were dropped: the disk was full`);
+    await printer.flush();
+  }
   let end: StreamEnd | undefined;
   if (stream !== undefined && !printer.finished) {
     await reader.follow(stream.ended, until === undefined ? undefined : Number(until / 1_000_000n));

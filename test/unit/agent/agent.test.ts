@@ -136,6 +136,18 @@ test('a status without detail keeps its meaning; a lost connection is AGENT_UNAV
   assert.equal(translateAgentError(new Error('x'), 'p').code, 'INTERNAL');
 });
 
+test('a failure of this side says whom it was talking to; the method is evidence', () => {
+  const call = 'grpc.AgentService/StartContainer';
+  const error = translateAgentError(
+    new TtrpcError(STATUS.UNAVAILABLE, 'the peer closed the connection', { call }),
+    'p',
+  );
+  assert.deepEqual(
+    [error.code, error.message, error.evidence],
+    ['AGENT_UNAVAILABLE', 'the guest agent: the peer closed the connection', [`call: ${call}`]],
+  );
+});
+
 test('whatever the guest sends, the error is bounded, printable and one of ours', () => {
   fc.assert(
     fc.property(

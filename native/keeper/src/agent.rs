@@ -101,7 +101,7 @@ pub fn connected(keeper: &Keeper) -> Result<Agent, Status> {
     }
 }
 
-fn ended(end: &End) -> Status {
+pub fn ended(end: &End) -> Status {
     status(Code::Unavailable, format!("the sandbox has ended: {} ({})", end.cause, end.evidence))
 }
 

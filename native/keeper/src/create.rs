@@ -18,6 +18,8 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+/// How long a refused connection waits for the death that explains it.
+const DEATH_BOUND: Duration = Duration::from_secs(1);
 const CONNECT_BOUND: Duration = Duration::from_secs(10);
 const MAX_PROCESSES: usize = 1024;
 const DEFAULT_TIMEOUT_MS: u32 = 120_000;
@@ -117,10 +119,16 @@ async fn open_stream(keeper: &Keeper, name: &str, wanted: bool) -> Result<Option
     }
     let port = keeper.config.stream_port;
     let connected = timeout(CONNECT_BOUND, keeper.vsock.connect(port)).await;
-    let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    connected.map(Some).map_err(|error| {
-        status(Code::Unavailable, format!("{name}: connection to the guest's stream port {port}: {error}"))
-    })
+    let error = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        Ok(connected) => return Ok(Some(connected)),
+        Err(error) => error,
+    };
+    match timeout(DEATH_BOUND, keeper.wait_end()).await {
+        Ok(end) => Err(agent::ended(&end)),
+        Err(_) => {
+            Err(status(Code::Unavailable, format!("{name}: connection to the guest's stream port {port}: {error}")))
+        }
+    }
 }
 
 /// See `OpenStream` in proto/keeper.proto. A process that has exited is known for a while yet: its client gets the exit.

@@ -79,7 +79,8 @@ test('there is a failpoint at every step', () => {
     assert.ok(FAILPOINTS.some((name) => name.startsWith(`${prefix}.`)));
 });
 
-for (const name of FAILPOINTS)
+/** Those of the containerd door are not on a command's way. */
+for (const name of FAILPOINTS.filter((one) => !one.startsWith('shim.')))
   test(`katad dies at ${name}`, async () => {
     const { engine } = await client().call('version', {});
     const since = new Date().toISOString();

@@ -1,4 +1,4 @@
-import { mkdirSync } from 'node:fs';
+import { chmodSync, mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { buildSpec, type Mount, type Spec } from '../oci/index.ts';
 import type { ContainerPlan, ContainerRecord, GuestFile } from '../sandbox/index.ts';
@@ -48,7 +48,9 @@ function rootfsOf(container: Container): Rootfs {
   if (record.config.rootfs.driver === 'block') return blockRootfs({ ...input, diskPath: container.diskPath });
   const upperDir = join(dir, 'upper');
   const workDir = join(dir, 'work');
-  for (const path of [upperDir, workDir]) mkdirSync(path, { recursive: true, mode: 0o755 });
+  mkdirSync(workDir, { recursive: true });
+  // The root directory of the container, which its users must be able to enter; the engine's umask is narrower.
+  if (mkdirSync(upperDir, { recursive: true }) !== undefined) chmodSync(upperDir, 0o755);
   return sharedRootfs({ ...input, upperDir, workDir });
 }
 

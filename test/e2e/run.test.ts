@@ -144,10 +144,9 @@ test('volumes: a host directory, read-only where asked, and a named volume that 
 });
 
 test('a root file system on virtio-fs', async () => {
-  assert.equal(
-    await env.ok(['run', '--rm', '--rootfs', 'virtiofs', 'busybox', 'sh', '-c', 'echo x > /x; cat /x']),
-    'x',
-  );
+  const output = await env.ok(['run', '--rm', '--rootfs', 'virtiofs', 'busybox', 'sh', '-c', 'echo x > /x; cat /x']);
+  assert.equal(output, 'x');
+  assert.equal(await env.ok(['run', '--rm', '--rootfs', 'virtiofs', '-u', '1000', 'busybox', 'id', '-u']), '1000');
 });
 
 test('the microvm machine', async () => {

@@ -37,8 +37,11 @@ export function bareBoot(kernel: string, initrd: string, cmdline: string, memory
       child.kill('SIGKILL');
       reject(new Error('the bare kernel did not reach process 1 within 60 s'));
     }, 60_000);
+    // The debug port writes byte by byte: a chunk may end anywhere in the marker.
+    let marker = '';
     child.stdout.on('data', (chunk: Buffer) => {
-      if (!chunk.includes('INIT')) return;
+      marker += chunk.toString('latin1');
+      if (!marker.includes('INIT')) return;
       clearTimeout(timer);
       child.kill('SIGKILL');
       resolve(Number(process.hrtime.bigint() - start) / 1e6);

@@ -1,12 +1,10 @@
-//! What PID 1 does before it serves: descriptors, pseudo file systems, kernel modules, cgroups, loopback.
+//! What PID 1 does before it serves: descriptors, pseudo file systems, cgroups, loopback.
 use crate::log;
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::path::Path;
 
-const MODULES_LIST: &str = "/etc/modules.list";
 pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// Every container's cgroup is below this one; the agent's own leaf is beside it.
 pub const CONTAINERS_CGROUP: &str = "/sys/fs/cgroup/containers";
@@ -92,39 +90,6 @@ fn mount(entry: &PseudoMount) -> Result<(), String> {
     }
 }
 
-/// Loads the modules of /etc/modules.list in order. A list that is missing means that the kernel needs none.
-pub fn load_modules() -> Result<(), String> {
-    let list = match fs::read_to_string(MODULES_LIST) {
-        Ok(list) => list,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(format!("{MODULES_LIST}: {error}")),
-    };
-    for line in list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
-        load_module(line, "").map_err(|error| format!("kernel module {line}: {error}"))?;
-    }
-    Ok(())
-}
-
-/// Loads one module file. A module that is there already, or whose hardware is not, is no error.
-pub fn load_module(path: &str, parameters: &str) -> io::Result<()> {
-    let file = fs::File::open(path)?;
-    let parameters = CString::new(parameters)?;
-    // SAFETY: the descriptor is open and the parameters are NUL-terminated.
-    let done = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), parameters.as_ptr(), 0) };
-    if done == 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        Some(libc::EEXIST) => Ok(()),
-        Some(libc::ENODEV) => {
-            log::warning!("boot", "kernel module {path}: its device is not there");
-            Ok(())
-        }
-        _ => Err(error),
-    }
-}
-
 /// Puts the agent in a leaf of its own, protected from what containers do, and opens every controller to containers.
 /// A controller that the kernel lacks is said and is no reason to stop: containers that ask for it are refused later.
 pub fn set_up_cgroups() -> Result<(), String> {
@@ -155,9 +120,14 @@ pub fn set_up_cgroups() -> Result<(), String> {
 fn enable_controllers(group: &Path) -> Result<(), String> {
     let path = group.join("cgroup.controllers");
     let controllers = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-    for controller in controllers.split_ascii_whitespace() {
-        let path = group.join("cgroup.subtree_control");
-        if let Err(error) = fs::write(&path, format!("+{controller}")) {
+    let path = group.join("cgroup.subtree_control");
+    let each: Vec<String> = controllers.split_ascii_whitespace().map(|controller| format!("+{controller}")).collect();
+    // All at once where the kernel lets it, for it moves every process of the group with each write.
+    if fs::write(&path, each.join(" ")).is_ok() {
+        return Ok(());
+    }
+    for controller in each {
+        if let Err(error) = fs::write(&path, &controller) {
             log::warning!("boot", "cgroup controller {controller} in {}: {error}", path.display());
         }
     }

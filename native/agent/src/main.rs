@@ -20,6 +20,7 @@ mod input;
 mod lifecycle;
 mod log;
 mod metrics;
+mod modules;
 mod mount_options;
 mod network;
 mod options;
@@ -113,7 +114,7 @@ fn guest_main() -> ! {
 fn prepare() -> Result<(), String> {
     boot::raise_descriptor_limit();
     boot::set_defaults();
-    boot::load_modules()?;
+    modules::load_boot()?;
     boot::set_up_cgroups()?;
     network::loopback_up().map_err(|error| format!("set the loopback interface up: {error}"))
 }

@@ -182,7 +182,7 @@ fn write_resolv_conf(agent: &Agent, lines: &[String]) -> Result<()> {
 async fn load_module(agent: &Agent, module: &KernelModule) -> Result<()> {
     if module.name.starts_with('/') {
         let parameters = module.parameters.join(" ");
-        return crate::boot::load_module(&module.name, &parameters)
+        return crate::modules::load(&module.name, &parameters)
             .context(|| format!("sandbox: kernel module {}", module.name));
     }
     let mut argv = vec!["modprobe", "--", module.name.as_str()];

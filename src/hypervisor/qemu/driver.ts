@@ -14,6 +14,7 @@ const PROBE_TIMEOUT_MS = 10_000;
 const ADOPT_TIMEOUT_MS = 5_000;
 
 const PERIPHERALS = '/machine/peripheral';
+/** Not for containers. A machine of an earlier engine has a random number device, too. */
 const OWN_DEVICES = [BRIDGE_ID, 'vsock0', 'rng0'];
 
 const CAPABILITIES: Readonly<Record<MachineType, Capabilities>> = {

@@ -7,7 +7,6 @@ import type { Device, DeviceAddress, DiskPart, MachineSpec } from '../../model/i
  */
 export const SLOT_BRIDGE = 1;
 export const SLOT_VSOCK = 2;
-export const SLOT_RNG = 3;
 const SLOT_FIRST_DEVICE = 4;
 const SLOT_LAST_DEVICE = 30;
 /** Devices that a q35 can boot with. */
@@ -16,7 +15,7 @@ export const COLD_SLOTS = SLOT_LAST_DEVICE - SLOT_FIRST_DEVICE + 1;
 export const HOT_SLOT_FIRST = 1;
 export const HOT_SLOT_LAST = 31;
 export const BRIDGE_ID = 'bridge0';
-/** microvm has 24 virtio-mmio transports; vsock and rng take two. Disks are named by letter, vda to vdv. */
+/** microvm has 24 virtio-mmio transports, of which vsock takes one. Disks are named by letter, vda to vdv. */
 export const MAX_MMIO_DISKS = 22;
 
 const SECTOR_BYTES = 512;

@@ -25,8 +25,11 @@ export async function assembleImage(
     { path: 'init', kind: 'file', mode: 0o755, data: init },
     // The kernel opens it as the first process's standard streams.
     { path: 'dev/console', kind: 'character-device', mode: 0o600, major: 5, minor: 1 },
-    { path: 'etc/modules.list', kind: 'file', mode: 0o644, data: Buffer.from(modulesList(kernel)) },
-    ...modules.map(({ name, data }): CpioEntry => ({ path: modulePath(name), kind: 'file', mode: 0o644, data })),
+    modulesList('etc/modules.list', kernel.release, modules.boot),
+    ...Object.entries(modules.fileSystems).map(([type, names]) =>
+      modulesList(`etc/modules/${type}.list`, kernel.release, names),
+    ),
+    ...modules.files.map(({ name, data }): CpioEntry => ({ path: modulePath(name), kind: 'file', mode: 0o644, data })),
     ...recipe.directories.map(
       (path): CpioEntry => ({ path, kind: 'directory', mode: path === 'tmp' ? 0o1777 : 0o755 }),
     ),
@@ -47,12 +50,17 @@ export async function assembleImage(
       packageSha256: kernel.packageSha256,
     },
     agent: { sha256: agent.sha256, version: agent.version, builtWith: agent.builtWith },
-    modules: modules.map(({ name }) => name),
+    modules: [...modules.boot],
+    fileSystems: Object.fromEntries(Object.entries(modules.fileSystems).map(([type, names]) => [type, [...names]])),
     recipe,
   };
   return { manifest, vmlinux, initrd };
 }
 
 const modulePath = (name: string): string => `lib/modules/${name}.ko`;
-const modulesList = ({ release, modules }: KernelFiles): string =>
-  `# ${release}\n${modules.map(({ name }) => `/${modulePath(name)}\n`).join('')}`;
+const modulesList = (path: string, release: string, names: readonly string[]): CpioEntry => ({
+  path,
+  kind: 'file',
+  mode: 0o644,
+  data: Buffer.from(`# ${release}\n${names.map((name) => `/${modulePath(name)}\n`).join('')}`),
+});

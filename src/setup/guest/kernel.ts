@@ -8,7 +8,7 @@ import type { StepProgress } from '../progress.ts';
 import { extractVmlinux, type Unxz } from './bzimage.ts';
 import { packKernel, withoutSignature } from './elf.ts';
 import type { GuestManifest, GuestRecipe } from './manifest.ts';
-import { type Module, packageModules, resolveModules } from './modules.ts';
+import { type GuestModules, packageModules, resolveGuestModules } from './modules.ts';
 
 const PHASE = 'guest-kernel';
 
@@ -23,7 +23,7 @@ export interface KernelPackage {
 export interface KernelFiles {
   release: string;
   vmlinux: Buffer;
-  modules: readonly Module[];
+  modules: GuestModules;
 }
 
 /** Resolves the recipe's kernel to the version that apt has now, and fetches it. */
@@ -75,11 +75,11 @@ export async function unpackKernel(
       await installPackages(context, ['xz-utils'], PHASE, progress, signal);
     const builtin = await readFile(join(directory, modules.file), 'utf8');
     const paths = files.filter((name) => /\.ko(\.\w+)?$/.test(name)).map((name) => join(directory, name));
-    const found = await resolveModules(recipe.modules, packageModules(paths, builtin, unxz));
+    const found = await resolveGuestModules(recipe, packageModules(paths, builtin, unxz));
     progress.update('extracting the kernel');
     const vmlinux = packKernel(extractVmlinux(await readFile(join(directory, release.file)), unxz));
-    const stripped = found.map(({ name, data }) => ({ name, data: withoutSignature(data) }));
-    return { release: release.match, vmlinux, modules: stripped };
+    const stripped = found.files.map(({ name, data }) => ({ name, data: withoutSignature(data) }));
+    return { release: release.match, vmlinux, modules: { ...found, files: stripped } };
   } finally {
     await rm(directory, { recursive: true, force: true });
   }

@@ -21,18 +21,23 @@ const manifestSchema = z.strictObject({
     packageSha256: digest,
   }),
   agent: z.strictObject({ sha256: digest, version: z.string(), builtWith: z.string() }),
-  /** In the order in which the agent loads them. */
+  /** In the order in which the agent loads them at boot. */
   modules: z.array(z.string()),
+  /** By file system: what the agent loads, in this order, before it first mounts one. */
+  fileSystems: z.record(z.string(), z.array(z.string())).default({}),
   /** What guest/image.json said. */
   recipe: z.lazy(() => recipeSchema),
 });
 
 const relativePath = z.string().regex(/^[\w.-]+(\/[\w.-]+)*$/);
+const moduleName = z.string().regex(/^[\w-]+$/);
 const recipeSchema = z.strictObject({
   version: z.literal(1),
   /** A Debian package: a kernel image, or one that depends on the current one. */
   kernelPackage: packageName,
-  modules: z.array(z.string().regex(/^[\w-]+$/)),
+  modules: z.array(moduleName),
+  /** File systems, each named as its module is, that are loaded when the guest first mounts one. */
+  fileSystems: z.array(moduleName).default([]),
   directories: z.array(relativePath),
   symlinks: z.record(relativePath, z.string()),
 });

@@ -37,6 +37,29 @@ export async function resolveModules(wanted: readonly string[], source: ModuleSo
   return [...done.values()].filter((module) => module !== 'builtin');
 }
 
+/** The modules of a guest image: their files, and the names to load, in order, at boot and for each file system. */
+export interface GuestModules {
+  files: readonly Module[];
+  boot: readonly string[];
+  fileSystems: Readonly<Record<string, readonly string[]>>;
+}
+
+export async function resolveGuestModules(
+  recipe: { modules: readonly string[]; fileSystems: readonly string[] },
+  source: ModuleSource,
+): Promise<GuestModules> {
+  const files = new Map<string, Module>();
+  const namesOf = async (wanted: readonly string[]): Promise<string[]> => {
+    const modules = await resolveModules(wanted, source);
+    for (const module of modules) files.set(module.name, module);
+    return modules.map(({ name }) => name);
+  };
+  const boot = await namesOf(recipe.modules);
+  const fileSystems: Record<string, string[]> = {};
+  for (const name of recipe.fileSystems) fileSystems[name] = await namesOf([name]);
+  return { files: [...files.values()], boot, fileSystems };
+}
+
 function dependencies(name: string, data: Buffer): string[] {
   let fields: Map<string, string[]>;
   try {

@@ -25,25 +25,27 @@ const QMP = [
 ];
 const SANDBOX = 'on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny';
 
+const BLACKLIST =
+  'initcall_blacklist=init_kprobe_trace,crypto_kdf108_init,load_system_certificate_list,snapshot_device_init';
+
 test('the command line of a q35 under tcg', () => {
   assert.deepEqual(qemuArgv(machineSpec({ devices })), [
     '/usr/bin/qemu-system-x86_64',
     ...['-name', 'kata-0123456789ab', '-no-user-config', '-nodefaults', '-display', 'none', '-no-reboot'],
     ...['-sandbox', SANDBOX],
     '-M',
-    'q35,smm=off,hpet=off,sata=off,usb=off,i8042=off,smbus=off,vmport=off,graphics=off,acpi=on,memory-backend=mem',
+    'q35,smm=off,sata=off,usb=off,i8042=off,smbus=off,vmport=off,graphics=off,acpi=on,memory-backend=mem,hpet=on',
     ...['-accel', 'tcg,thread=multi', '-cpu', 'max,-erms', '-smp', '1', '-m', '256M'],
     ...['-object', 'memory-backend-file,id=mem,size=268435456,mem-path=/proc/self/fd/10,share=on'],
     ...['-kernel', '/assets/vmlinux', '-initrd', '/assets/initrd'],
-    ...['-append', 'quiet panic=-1 cryptomgr.notests=1 no_timer_check noreplace-smp console=ttyS0'],
+    '-append',
+    `quiet panic=-1 cryptomgr.notests=1 ${BLACKLIST} no_timer_check noapictimer noreplace-smp console=ttyS0`,
     ...QMP,
     ...['-chardev', 'socket,id=console,path=/run/kata/s/0123456789ab/console.sock', '-serial', 'chardev:console'],
     '-device',
     'pci-bridge,id=bridge0,bus=pcie.0,addr=1,chassis_nr=1,shpc=off,mem-reserve=1M,pref64-reserve=1M',
     ...['-chardev', 'socket,id=vsock,path=/run/kata/s/0123456789ab/vsock/vhost.sock'],
     ...['-device', 'vhost-user-vsock-pci,chardev=vsock,id=vsock0,bus=pcie.0,addr=0x2'],
-    ...['-object', 'rng-random,id=rng,filename=/dev/urandom'],
-    ...['-device', 'virtio-rng-pci,rng=rng,id=rng0,bus=pcie.0,addr=0x3'],
     ...['-chardev', 'socket,id=c-share,path=/run/kata/s/0123456789ab/share.sock'],
     '-device',
     'vhost-user-fs-pci,chardev=c-share,tag=kataShared,queue-size=1024,id=share,bus=pcie.0,addr=0x4',
@@ -77,7 +79,7 @@ test('the command line of a microvm under kvm with the kernel’s vsock and priv
   assert.equal(after('-accel'), 'kvm');
   assert.equal(after('-cpu'), 'host');
   assert.equal(after('-smp'), '2,maxcpus=4,sockets=1,cores=4,threads=1');
-  assert.equal(after('-append'), 'quiet panic=-1 cryptomgr.notests=1 agent.log=debug');
+  assert.equal(after('-append'), `quiet panic=-1 cryptomgr.notests=1 ${BLACKLIST} agent.log=debug`);
   assert.equal(after('-serial'), 'none');
   assert.ok(argv.includes('vhost-vsock-device,guest-cid=77,vhostfd=11,id=vsock0'));
   assert.ok(argv.includes('memory-backend-file,id=mem,size=268435456,mem-path=/proc/self/fd/10,share=off'));
@@ -223,7 +225,7 @@ test('no string becomes a second option, word or line of a command line', () => 
         assert.deepEqual(shape(spec), shape(plain));
         for (const word of qemuArgv(spec)) if (word.startsWith('{')) JSON.parse(word);
         const append = qemuArgv(spec)[qemuArgv(spec).indexOf('-append') + 1] as string;
-        assert.equal(append.split(' ').length, 6 + spec.cmdline.length);
+        assert.equal(append.split(' ').length, 8 + spec.cmdline.length);
         assert.ok(!JSON.stringify(qemuArgv(spec)).includes('/../'));
       },
     ),

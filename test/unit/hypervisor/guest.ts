@@ -61,7 +61,7 @@ const INIT = `#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox --install -s /bin
 export PATH=/bin
-grep -v '^#' /etc/modules.list | while read -r m; do insmod "$m"; done
+cat /etc/modules.list /etc/modules/*.list | grep -v '^#' | while read -r m; do insmod "$m"; done
 exec 0<>/dev/ttyS0 1>&0 2>&0
 stty -echo
 echo GUEST-READY

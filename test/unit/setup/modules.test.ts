@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { type ModuleSource, resolveModules } from '../../../src/setup/guest/modules.ts';
+import { type ModuleSource, resolveGuestModules, resolveModules } from '../../../src/setup/guest/modules.ts';
 import { elfModule } from './elf-samples.ts';
 
 /** A kernel in which module i needs some modules below i: no circles. */
@@ -50,6 +50,28 @@ test('built-in modules need no file, and dashes are underscores', async () => {
   assert.deepEqual(
     found.map(({ name }) => name),
     ['virtio_rng'],
+  );
+});
+
+test('a file system has its own list, and shares files with the others', async () => {
+  const kernel = new Map([
+    ['virtio', []],
+    ['crc', []],
+    ['erofs', ['crc']],
+    ['fuse', []],
+    ['virtiofs', ['fuse', 'virtio']],
+  ]);
+  const recipe = { modules: ['virtio'], fileSystems: ['erofs', 'virtiofs', 'ext4'] };
+  const found = await resolveGuestModules(recipe, source(kernel, ['ext4']));
+  assert.deepEqual(found.boot, ['virtio']);
+  assert.deepEqual(found.fileSystems, {
+    erofs: ['crc', 'erofs'],
+    virtiofs: ['fuse', 'virtio', 'virtiofs'],
+    ext4: [],
+  });
+  assert.deepEqual(
+    found.files.map(({ name }) => name),
+    ['virtio', 'crc', 'erofs', 'fuse', 'virtiofs'],
   );
 });
 

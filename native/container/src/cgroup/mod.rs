@@ -246,9 +246,13 @@ fn enable_controllers(group: &Path) -> Result<()> {
         .filter(|name| !enabled.split_ascii_whitespace().any(|other| other == *name))
         .map(|name| format!("+{name}"))
         .collect();
+    let control = group.join("cgroup.subtree_control");
+    if missing.is_empty() || fs::write(&control, missing.join(" ")).is_ok() {
+        return Ok(());
+    }
     for controller in missing {
         // One that cannot be handed on is missed where a limit asks for it.
-        let _ = fs::write(group.join("cgroup.subtree_control"), controller);
+        let _ = fs::write(&control, controller);
     }
     Ok(())
 }

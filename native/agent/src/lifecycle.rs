@@ -102,7 +102,7 @@ async fn create_reserved(
     let connections = agent.streams.claim_all(ports).await?;
     add_devices(agent, &request.devices, &mut spec).await?;
     for mount in &spec.mounts {
-        crate::modules::load_file_system(&mount.r#type)?;
+        crate::modules::load_on_demand(&mount.r#type)?;
     }
     *container.storages.borrow_mut() = agent.storages.add_all(&request.storages).await?;
     let pid_namespace_path = agent.sandbox.borrow().pid_namespace_path(request.sandbox_pidns);

@@ -1,5 +1,5 @@
-//! Kernel modules: those without which the guest cannot serve, and those of a file system, loaded before it is first
-//! mounted. Lists name one module file a line, in order; `#` begins a comment.
+//! Kernel modules: those without which the guest cannot serve, and those of a file system or a kind of
+//! device, loaded before the first one is needed. Lists name one module file a line, in order; `#` begins a comment.
 use crate::failure::{internal, Result};
 use crate::log;
 use std::ffi::CString;
@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 const BOOT_LIST: &str = "/etc/modules.list";
-const FILE_SYSTEM_LISTS: &str = "/etc/modules";
+const ON_DEMAND_LISTS: &str = "/etc/modules";
 const LOADED: &str = "/sys/module";
 
 /// Loads what the guest needs to serve.
@@ -17,18 +17,18 @@ pub fn load_boot() -> std::result::Result<(), String> {
     load_list(Path::new(BOOT_LIST))
 }
 
-/// Loads the modules of a file system that is about to be mounted, unless they are there.
-pub fn load_file_system(kind: &str) -> Result<()> {
-    match file_system_list(kind) {
+/// Loads the modules of a file system that is about to be mounted, or of a driver, unless they are there.
+pub fn load_on_demand(kind: &str) -> Result<()> {
+    match on_demand_list(kind) {
         Some(list) => load_list(&list).map_err(internal),
         None => Ok(()),
     }
 }
 
 /// None for a name that no list can have: it comes from outside and must not lead anywhere else.
-fn file_system_list(kind: &str) -> Option<PathBuf> {
+fn on_demand_list(kind: &str) -> Option<PathBuf> {
     let plain = !kind.is_empty() && kind.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    plain.then(|| Path::new(FILE_SYSTEM_LISTS).join(format!("{kind}.list")))
+    plain.then(|| Path::new(ON_DEMAND_LISTS).join(format!("{kind}.list")))
 }
 
 /// A list that is missing means that the kernel needs none.
@@ -84,9 +84,9 @@ mod tests {
 
     #[test]
     fn only_plain_names_have_a_list() {
-        assert_eq!(file_system_list("virtiofs"), Some(PathBuf::from("/etc/modules/virtiofs.list")));
+        assert_eq!(on_demand_list("virtiofs"), Some(PathBuf::from("/etc/modules/virtiofs.list")));
         for kind in ["", "..", "a/b", "../modules", "a.b", "a\0"] {
-            assert_eq!(file_system_list(kind), None, "{kind:?}");
+            assert_eq!(on_demand_list(kind), None, "{kind:?}");
         }
     }
 

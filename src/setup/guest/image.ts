@@ -26,7 +26,7 @@ export async function assembleImage(
     // The kernel opens it as the first process's standard streams.
     { path: 'dev/console', kind: 'character-device', mode: 0o600, major: 5, minor: 1 },
     modulesList('etc/modules.list', kernel.release, modules.boot),
-    ...Object.entries(modules.fileSystems).map(([type, names]) =>
+    ...Object.entries(modules.onDemand).map(([type, names]) =>
       modulesList(`etc/modules/${type}.list`, kernel.release, names),
     ),
     ...modules.files.map(({ name, data }): CpioEntry => ({ path: modulePath(name), kind: 'file', mode: 0o644, data })),
@@ -51,7 +51,7 @@ export async function assembleImage(
     },
     agent: { sha256: agent.sha256, version: agent.version, builtWith: agent.builtWith },
     modules: [...modules.boot],
-    fileSystems: Object.fromEntries(Object.entries(modules.fileSystems).map(([type, names]) => [type, [...names]])),
+    onDemand: Object.fromEntries(Object.entries(modules.onDemand).map(([type, names]) => [type, [...names]])),
     recipe,
   };
   return { manifest, vmlinux, initrd };

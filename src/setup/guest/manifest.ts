@@ -24,7 +24,7 @@ const manifestSchema = z.strictObject({
   /** In the order in which the agent loads them at boot. */
   modules: z.array(z.string()),
   /** By file system: what the agent loads, in this order, before it first mounts one. */
-  fileSystems: z.record(z.string(), z.array(z.string())).default({}),
+  onDemand: z.record(z.string(), z.array(z.string())).default({}),
   /** What guest/image.json said. */
   recipe: z.lazy(() => recipeSchema),
 });
@@ -37,7 +37,7 @@ const recipeSchema = z.strictObject({
   kernelPackage: packageName,
   modules: z.array(moduleName),
   /** File systems, each named as its module is, that are loaded when the guest first mounts one. */
-  fileSystems: z.array(moduleName).default([]),
+  onDemand: z.array(moduleName).default([]),
   directories: z.array(relativePath),
   symlinks: z.record(relativePath, z.string()),
 });

@@ -41,11 +41,11 @@ export async function resolveModules(wanted: readonly string[], source: ModuleSo
 export interface GuestModules {
   files: readonly Module[];
   boot: readonly string[];
-  fileSystems: Readonly<Record<string, readonly string[]>>;
+  onDemand: Readonly<Record<string, readonly string[]>>;
 }
 
 export async function resolveGuestModules(
-  recipe: { modules: readonly string[]; fileSystems: readonly string[] },
+  recipe: { modules: readonly string[]; onDemand: readonly string[] },
   source: ModuleSource,
 ): Promise<GuestModules> {
   const files = new Map<string, Module>();
@@ -55,9 +55,9 @@ export async function resolveGuestModules(
     return modules.map(({ name }) => name);
   };
   const boot = await namesOf(recipe.modules);
-  const fileSystems: Record<string, string[]> = {};
-  for (const name of recipe.fileSystems) fileSystems[name] = await namesOf([name]);
-  return { files: [...files.values()], boot, fileSystems };
+  const onDemand: Record<string, string[]> = {};
+  for (const name of recipe.onDemand) onDemand[name] = await namesOf([name]);
+  return { files: [...files.values()], boot, onDemand };
 }
 
 function dependencies(name: string, data: Buffer): string[] {

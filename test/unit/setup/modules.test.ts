@@ -61,10 +61,10 @@ test('a file system has its own list, and shares files with the others', async (
     ['fuse', []],
     ['virtiofs', ['fuse', 'virtio']],
   ]);
-  const recipe = { modules: ['virtio'], fileSystems: ['erofs', 'virtiofs', 'ext4'] };
+  const recipe = { modules: ['virtio'], onDemand: ['erofs', 'virtiofs', 'ext4'] };
   const found = await resolveGuestModules(recipe, source(kernel, ['ext4']));
   assert.deepEqual(found.boot, ['virtio']);
-  assert.deepEqual(found.fileSystems, {
+  assert.deepEqual(found.onDemand, {
     erofs: ['crc', 'erofs'],
     virtiofs: ['fuse', 'virtio', 'virtiofs'],
     ext4: [],

@@ -45,6 +45,10 @@ pub async fn apply_network(agent: Rc<Agent>, request: ApplyNetworkRequest) -> Re
             parse_mac(&link.mac).ok_or_else(|| invalid(format!("network: {:?} is no hardware address", link.mac)))
         })
         .collect::<Result<_>>()?;
+    if !macs.is_empty() {
+        // Cards are there or coming; a guest without any does without the driver.
+        crate::modules::load_on_demand("virtio_net")?;
+    }
     let found = wait_for_links(&agent, &macs, timeout).await?;
     let numbers: Numbers = wanted.links.iter().map(|link| link.index).zip(found).collect();
     for link in &wanted.links {

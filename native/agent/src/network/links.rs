@@ -146,6 +146,7 @@ pub async fn update_interface(agent: &Agent, wanted: Interface) -> Result<Interf
         return Err(invalid(format!("network: {:?} is no interface name", wanted.name)));
     }
     if !wanted.device_path.is_empty() {
+        crate::modules::load_on_demand("virtio_net")?;
         let around = agent.storages.surroundings();
         let roots: &DeviceRoots = &around.roots;
         roots.wait_for_interface(&wanted.device_path, &around.uevents, around.hotplug_timeout).await?;

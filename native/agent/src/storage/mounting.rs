@@ -131,7 +131,7 @@ fn try_mount(
     options: &MountOptions,
 ) -> std::result::Result<(), (Status, Option<i32>)> {
     let unasked = |failure| (failure, None);
-    crate::modules::load_file_system(kind).map_err(unasked)?;
+    crate::modules::load_on_demand(kind).map_err(unasked)?;
     if options.data.len() > MAX_MOUNT_DATA_BYTES {
         return Err(unasked(invalid(format!(
             "storage: options of {target} are longer than {MAX_MOUNT_DATA_BYTES} bytes"

@@ -60,17 +60,15 @@ export async function installPackages(
     });
   await context.apt.run(async () => {
     progress.update(`installing ${missing.join(' ')}`);
-    // apt refuses to work on what an interrupted one left. What cannot be configured yet gets its dependencies by --fix-broken;
-    // nothing of the system's owner goes for it.
-    await context.runner.run({ argv: ['dpkg', '--configure', '-a'], phase, signal }).catch(() => '');
-    await withFreshLists(context, phase, progress, signal, () =>
-      aptGet(context, ['install', '--fix-broken', '--no-remove', ...missing], {
-        phase,
-        progress,
-        signal,
-        hint: `try by hand: ${byHand}`,
-      }),
-    );
+    const call = { phase, progress, signal, hint: `try by hand: ${byHand}` };
+    // For what an interrupted one left unpacked; nothing of the system's owner goes for it.
+    const install = () => aptGet(context, ['install', '--fix-broken', '--no-remove', ...missing], call);
+    await install().catch(async (error: unknown) => {
+      if (signal.aborted) throw error;
+      // apt refuses to work on what an interrupted one left. It has waited for that one's end, which dpkg does not.
+      await context.runner.run({ argv: ['dpkg', '--configure', '-a'], phase, signal }).catch(() => '');
+      await withFreshLists(context, phase, progress, signal, install);
+    });
   });
   return missing;
 }

@@ -1,8 +1,8 @@
 import { KataError } from '../base/index.ts';
 import type { VsockMode } from '../model/index.ts';
-import { boot, failpoint, machineSize, Phases, type Wanted } from '../sandbox/index.ts';
+import { boot, failpoint, type HostCapacity, machineSize, Phases, type Wanted } from '../sandbox/index.ts';
+import type { Bundle } from './bundle.ts';
 import type { Door } from './door.ts';
-import type { BundleSpec } from './runtime-spec.ts';
 
 export interface MachineWish {
   hostname: string;
@@ -11,13 +11,27 @@ export interface MachineWish {
   wanted: Wanted;
 }
 
-/** What a single container's limits ask of its machine; a pod's containers are not known when its machine is made. */
-export function wantedBy({ linux: { resources } }: BundleSpec): Wanted {
-  const { memory, cpu } = resources;
-  const quota = cpu?.quota ?? 0;
+/** Of a pod that names no limit: its containers are not known yet, and what they do not touch costs the host nothing. */
+const POD_MEMORY_BYTES = 2 * 2 ** 30;
+/** containerd's sums over a pod's containers, as kubelet tells them (k8s.io/cri-api, LinuxPodSandboxConfig.resources). */
+const SANDBOX = 'io.kubernetes.cri.sandbox-';
+
+/**
+ * What the limits ask of the machine: a single container's own, or the sums of a pod's. Without any, a single container's machine
+ * has the engine's default size, a pod's 2 GiB, or half of a host that has less than 4 GiB.
+ */
+export function wantedBy({ role, spec, annotations }: Bundle, host: Pick<HostCapacity, 'memoryBytes'>): Wanted {
+  const { memory, cpu } = spec.linux.resources;
+  const isPod = role.kind === 'sandbox';
+  const told = (name: string): number => Number(/^\d{1,15}$/.exec(annotations[`${SANDBOX}${name}`] ?? '')?.[0] ?? 0);
+  const limit = isPod ? told('memory') : (memory?.limit ?? 0);
+  const quota = isPod ? told('cpu-quota') : (cpu?.quota ?? 0);
+  const period = isPod ? told('cpu-period') : (cpu?.period ?? 0);
+  const fallback = isPod ? Math.min(POD_MEMORY_BYTES, Math.floor(host.memoryBytes / 2)) : 0;
+  const memoryBytes = limit > 0 ? limit : fallback;
   return {
-    ...(memory?.limit !== undefined && memory.limit > 0 ? { memoryBytes: memory.limit } : {}),
-    ...(quota > 0 && cpu?.period ? { cpus: quota / cpu.period } : {}),
+    ...(memoryBytes > 0 ? { memoryBytes } : {}),
+    ...(quota > 0 && period > 0 ? { cpus: quota / period } : {}),
   };
 }
 

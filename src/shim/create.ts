@@ -56,7 +56,7 @@ async function make(door: Door, bundle: Bundle, plan: TaskPlan, context: CallCon
   const { containerId } = plan;
   const { hostname } = bundle.spec;
   if (bundle.role.kind !== 'container')
-    await bootSandbox(door, { hostname, netns: netnsOf(bundle), wanted: wantedBy(bundle.spec) });
+    await bootSandbox(door, { hostname, netns: netnsOf(bundle), wanted: wantedBy(bundle, door.services.capacity()) });
   await sandbox.join(containerId);
   failpoint('shim.joined');
   const options = { atBoot: false, waitClient: false, phases: new Phases(), signal: new AbortController().signal };

@@ -13,6 +13,8 @@ import { STATUS, TtrpcError, TtrpcServer } from '../../src/ttrpc/index.ts';
 const AGENT_PORT = 1024;
 const LOG_PORT = 1025;
 const STREAM_PORT = 1027;
+const DIAL_PORT = 1028;
+const ECONNREFUSED = 111;
 
 interface Exit {
   status: number;
@@ -79,6 +81,9 @@ export class FakeGuest {
   /** When set, creations fail with it. */
   refusal: TtrpcError | undefined;
   readonly calls: string[] = [];
+  /** What listens in the guest, by TCP port, and what was asked for there. */
+  readonly listeners = new Map<number, (socket: Socket) => void>();
+  readonly dialled: { family: number; port: number }[] = [];
   readonly #dir: string;
   readonly #server: Server;
   readonly #sockets = new Set<Socket>();
@@ -176,17 +181,27 @@ export class FakeGuest {
     return Buffer.alloc(0);
   }
 
+  #dial(socket: Socket, request: Buffer): void {
+    const port = request.readUInt16BE(1);
+    this.dialled.push({ family: request.readUInt8(0), port });
+    const serve = this.listeners.get(port);
+    if (serve === undefined) return void socket.end(Buffer.from([ECONNREFUSED]));
+    socket.write(Buffer.from([0]));
+    serve(socket);
+  }
+
   #accept(socket: Socket): void {
     this.#sockets.add(socket);
     socket.on('close', () => this.#sockets.delete(socket));
     socket.on('error', () => {});
     socket.once('data', (line) => {
       const port = Number(/^CONNECT (\d+)\n$/.exec(line.toString())?.[1]);
-      if (![AGENT_PORT, LOG_PORT, STREAM_PORT].includes(port)) return socket.destroy();
+      if (![AGENT_PORT, LOG_PORT, STREAM_PORT, DIAL_PORT].includes(port)) return socket.destroy();
       const hostPort = this.#nextPort++;
       socket.write(`OK ${hostPort}\n`);
       if (port === AGENT_PORT) this.#agent.serve(socket);
       else if (port === LOG_PORT) socket.write('{"level":"info","msg":"fake agent \\u001b[0m"}\nraw \u001b[31m line\n');
+      else if (port === DIAL_PORT) socket.once('data', (request) => this.#dial(socket, request));
       else
         this.#streams.set(
           hostPort,

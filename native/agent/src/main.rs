@@ -12,6 +12,7 @@ mod copy_file;
 mod debug_console;
 mod device;
 mod devices;
+mod dial;
 mod events;
 mod failure;
 mod guest;

@@ -3,11 +3,12 @@ use crate::log;
 use crate::options::Options;
 use crate::socket::connect_host;
 use kata_protocol::agent_ext::ReadyMessage;
+use kata_protocol::DIAL_EXTENSION;
 use prost::Message;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-pub const EXTENSIONS: [&str; 5] = ["wait-ext", "next-event", "streams", "log-level", "network"];
+pub const EXTENSIONS: [&str; 6] = ["wait-ext", "next-event", "streams", "log-level", "network", DIAL_EXTENSION];
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 

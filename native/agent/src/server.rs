@@ -1,10 +1,12 @@
 //! The listening ports and what serves each.
 use crate::agent::Agent;
+use crate::dial;
 use crate::log;
 use crate::options::AGENT_PORT;
 use crate::service::Services;
 use crate::socket::Listener;
 use kata_protocol::ttrpc::{self, Limits};
+use kata_protocol::DIAL_PORT;
 use std::cell::Cell;
 use std::future::Future;
 use std::io;
@@ -13,7 +15,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
-/// The host needs one or two of each; more would only hold memory.
+/// The host needs one or two of these; more would only hold memory.
 const MAX_CONNECTIONS: usize = 16;
 /// Descriptors or memory are short for a moment: accepting at once again would only spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -26,12 +28,13 @@ pub fn start(agent: &Rc<Agent>) -> Result<(), String> {
     let calls = bind(AGENT_PORT)?;
     let streams = bind(agent.options.stream_port)?;
     let logs = bind(agent.options.log_port)?;
+    let dials = bind(DIAL_PORT)?;
     let console = agent.options.debug_console_port.map(bind).transpose()?;
 
     let handler = Services::handler(Rc::clone(agent));
     accept(
         calls,
-        bounded("rpc", move |stream, _| {
+        bounded("rpc", MAX_CONNECTIONS, move |stream, _| {
             let handler = Rc::clone(&handler);
             async move {
                 if let Err(error) = ttrpc::serve(stream, handler, Limits::default()).await {
@@ -44,10 +47,11 @@ pub fn start(agent: &Rc<Agent>) -> Result<(), String> {
     accept(streams, move |stream, port| claims.offer(port, stream));
     accept(
         logs,
-        bounded("log", |stream, _| async move {
+        bounded("log", MAX_CONNECTIONS, |stream, _| async move {
             let _ = send_log(stream).await;
         }),
     );
+    accept(dials, bounded("dial", dial::MAX_CONNECTIONS, |stream, _| dial::serve(stream)));
     if let Some(console) = console {
         log::warning!("debug", "the debug console is open: anybody on the host who reaches this port is root here");
         let agent = Rc::clone(agent);
@@ -70,15 +74,16 @@ fn accept(listener: Listener, serve: impl Fn(UnixStream, u32) + 'static) {
     });
 }
 
-/// Serves each connection in a task; beyond `MAX_CONNECTIONS` new ones are closed.
+/// Serves each connection in a task; beyond `max` new ones are closed.
 fn bounded<F: Future<Output = ()> + 'static>(
     name: &'static str,
+    max: usize,
     serve: impl Fn(UnixStream, u32) -> F + 'static,
 ) -> impl Fn(UnixStream, u32) {
     let open = Rc::new(Cell::new(0));
     move |stream, port| {
-        if open.get() >= MAX_CONNECTIONS {
-            return log::warning!("listen", "{name}: connection closed: {MAX_CONNECTIONS} are open");
+        if open.get() >= max {
+            return log::warning!("listen", "{name}: connection closed: {max} are open");
         }
         open.set(open.get() + 1);
         let open = Rc::clone(&open);

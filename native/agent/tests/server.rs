@@ -307,6 +307,50 @@ fn a_sandbox_is_made_once_and_ends_the_agent() {
 }
 
 #[test]
+fn the_guests_localhost_is_dialled_at_either_family() {
+    run(async {
+        let agent = Agent::start().await;
+        assert!(agent.ready.extensions.iter().any(|name| name == kata_protocol::DIAL_EXTENSION));
+        let dial = |family: u8, port: u16| {
+            let agent = &agent;
+            async move {
+                let mut stream = agent.connect(kata_protocol::DIAL_PORT).await;
+                let [high, low] = port.to_be_bytes();
+                stream.write_all(&[family, high, low]).await.unwrap();
+                let answer = stream.read_u8().await.unwrap();
+                (answer, stream)
+            }
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        // Nobody listens on ::1: the program is found at 127.0.0.1.
+        for family in [4, 6] {
+            let ((answer, mut host), accepted) = tokio::join!(dial(family, port), listener.accept());
+            assert_eq!(answer, 0);
+            let mut program = accepted.unwrap().0;
+            host.write_all(&[7; 100_000]).await.unwrap();
+            host.shutdown().await.unwrap();
+            let mut heard = Vec::new();
+            program.read_to_end(&mut heard).await.unwrap();
+            assert_eq!(heard, [7; 100_000]);
+            // The other way is open still.
+            program.write_all(b"answer").await.unwrap();
+            drop(program);
+            let mut text = String::new();
+            host.read_to_string(&mut text).await.unwrap();
+            assert_eq!(text, "answer");
+        }
+        drop(listener);
+        assert_eq!(dial(4, port).await.0, libc::ECONNREFUSED as u8);
+        assert_eq!(dial(5, port).await.0, libc::EINVAL as u8);
+        let mut mute = agent.connect(kata_protocol::DIAL_PORT).await;
+        mute.write_all(&[4]).await.unwrap();
+        mute.shutdown().await.unwrap();
+        assert_eq!(mute.read(&mut [0]).await.unwrap(), 0);
+    });
+}
+
+#[test]
 fn wrong_arguments_are_said() {
     for arguments in [vec![], vec!["--listen", "tcp:1"], vec!["--what"], vec!["--log", "loud"]] {
         let output = Command::new(env!("CARGO_BIN_EXE_kata-agent")).args(&arguments).output().unwrap();

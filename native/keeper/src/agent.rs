@@ -3,6 +3,7 @@ use crate::bounded_file::BoundedFile;
 use crate::ending;
 use crate::failure;
 use crate::keeper::{Agent, AgentState, End, Keeper};
+use crate::port_forward;
 use crate::spawn::{describe_wait_status, VMM};
 use crate::text;
 use crate::vsock::GuestListener;
@@ -11,6 +12,7 @@ use kata_protocol::envelope::Status;
 use kata_protocol::grpc::{GetOomEventRequest, OomEvent};
 use kata_protocol::keeper::{AwaitAgentRequest, AwaitAgentResponse, JournalEntry};
 use kata_protocol::ttrpc::{status, Client, Code};
+use kata_protocol::DIAL_EXTENSION;
 use prost::Message;
 use std::io;
 use std::rc::Rc;
@@ -60,6 +62,9 @@ pub async fn await_ready(keeper: Rc<Keeper>, listener: GuestListener) {
         tokio::task::spawn_local(ending::watch_agent(Rc::clone(&keeper), agent.clone()));
         tokio::task::spawn_local(watch_events(Rc::clone(&keeper), agent.clone()));
         tokio::task::spawn_local(read_log(Rc::clone(&keeper)));
+        if agent.ready.extensions.iter().any(|name| name == DIAL_EXTENSION) {
+            tokio::task::spawn_local(port_forward::run(Rc::clone(&keeper)));
+        }
     }
     *keeper.ready.borrow_mut() = (message, since_start);
     keeper.agent.send_replace(state);

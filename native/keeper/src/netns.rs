@@ -14,7 +14,7 @@ use std::path::PathBuf;
 pub struct Netns {
     pub file: File,
     /// Empty: a namespace of the sandbox's own.
-    path: String,
+    pub path: String,
     device: u64,
     inode: u64,
 }

@@ -156,6 +156,11 @@ fn ifinfo(link: u32, flags: u32) -> [u8; IFINFO_BYTES] {
     structure
 }
 
+/// Sets the loopback interface up, which has number 1 in every namespace.
+pub fn loopback_up(netlink: &mut Netlink) -> io::Result<()> {
+    netlink.execute(Request::new(libc::RTM_NEWLINK, 0, &ifinfo(1, libc::IFF_UP as u32)))
+}
+
 pub fn detach(keeper: &Keeper, tap: &str) -> Result<(), Status> {
     let Some(Tap { link, .. }) = keeper.network.taps.borrow().get(tap).cloned() else { return Ok(()) };
     let netns = namespace(keeper)?;

@@ -26,3 +26,7 @@ pub mod network {
 }
 pub mod netlink;
 pub mod ttrpc;
+
+/// Where the agent connects the host to the guest's localhost, and the name that announces it (docs/ARCHITECTURE.md, "Port-forward").
+pub const DIAL_PORT: u32 = 1028;
+pub const DIAL_EXTENSION: &str = "dial";

@@ -49,10 +49,12 @@ const nsenter = (script: string): [string, string[]] => {
 /** The same conversations, all at once, from within the pod's network namespace: what containerd does. */
 async function talkInPod(...talks: [string, number, string][]): Promise<Talk[]> {
   const script = `const talk = ${talk};
-    const talks = ${JSON.stringify(talks)};
-    console.log(JSON.stringify(await Promise.all(talks.map((words) => talk(...words)))));`;
+    let talks = '';
+    for await (const chunk of process.stdin) talks += chunk;
+    console.log(JSON.stringify(await Promise.all(JSON.parse(talks).map((words) => talk(...words)))));`;
   const [command, args] = nsenter(script);
-  const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+  const child = spawn(command, args, { stdio: ['pipe', 'pipe', 'inherit'] });
+  child.stdin.end(JSON.stringify(talks));
   let said = '';
   for await (const chunk of child.stdout) said += chunk;
   return JSON.parse(said);

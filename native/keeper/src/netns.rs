@@ -14,7 +14,7 @@ use std::path::PathBuf;
 pub struct Netns {
     pub file: File,
     /// Empty: a namespace of the sandbox's own.
-    pub path: String,
+    path: String,
     device: u64,
     inode: u64,
 }
@@ -59,9 +59,21 @@ fn open(keeper: &Keeper, path: String) -> Result<Netns, Status> {
 }
 
 fn describe(netns: &Netns) -> Result<UseNetnsResponse, Status> {
-    let own = std::fs::metadata("/proc/self/ns/net").map_err(|error| failure::from_io("/proc/self/ns/net", &error))?;
-    let is_host = (own.dev(), own.ino()) == (netns.device, netns.inode);
+    let is_host = netns.is_host().map_err(|error| failure::from_io("/proc/self/ns/net", &error))?;
     Ok(UseNetnsResponse { device: netns.device, inode: netns.inode, is_host })
+}
+
+impl Netns {
+    /// The keeper's own is the host's.
+    fn is_host(&self) -> io::Result<bool> {
+        let own = std::fs::metadata("/proc/self/ns/net")?;
+        Ok((own.dev(), own.ino()) == (self.device, self.inode))
+    }
+
+    /// Whether it was made for a pod, neither for the sandbox alone nor for the host.
+    pub fn is_pods(&self) -> io::Result<bool> {
+        Ok(!self.path.is_empty() && !self.is_host()?)
+    }
 }
 
 /// The namespace for a process that asks for it.

@@ -10,9 +10,8 @@ use kata_protocol::DIAL_PORT;
 use std::cell::Cell;
 use std::fs::File;
 use std::io;
-use std::net::TcpListener as StdTcpListener;
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener as StdTcpListener};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::{copy_bidirectional_with_sizes, AsyncReadExt, AsyncWriteExt};
@@ -55,20 +54,11 @@ pub async fn run(keeper: Rc<Keeper>) {
 }
 
 fn open(keeper: &Keeper) -> io::Result<Option<Listeners>> {
-    // Nobody comes into a namespace of the sandbox's own.
-    let netns = match keeper.netns.borrow().as_ref().filter(|netns| !netns.path.is_empty()) {
-        Some(netns) => netns.file.try_clone()?,
-        None => return Ok(None),
+    // Nobody comes into a namespace of the sandbox's own, and the host's own localhost is nobody's to take.
+    let netns = match &*keeper.netns.borrow() {
+        Some(netns) if netns.is_pods()? => netns.file.try_clone()?,
+        _ => return Ok(None),
     };
-    // The host's own localhost is nobody's to take.
-    let same = |other: &str| -> io::Result<bool> {
-        let (one, other) = (netns.metadata()?, std::fs::metadata(other)?);
-        Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
-    };
-    if same("/proc/self/ns/net")? || same("/proc/1/ns/net")? {
-        keeper.note("port-forward does not work: the pod's network namespace is the host's");
-        return Ok(None);
-    }
     let (link, v4, v6) = attach(&netns)?;
     let watch = |listener: StdTcpListener| {
         listener.set_nonblocking(true)?;
@@ -81,7 +71,7 @@ fn attach(netns: &File) -> io::Result<(OwnedFd, StdTcpListener, Option<StdTcpLis
     let (v4, v6) = sys::in_network_namespace(netns.as_fd(), || {
         network::loopback_up(&mut Netlink::open()?)?;
         // A namespace without IPv6 has no such address.
-        Ok((StdTcpListener::bind("127.0.0.1:0")?, StdTcpListener::bind("[::1]:0").ok()))
+        Ok((StdTcpListener::bind((Ipv4Addr::LOCALHOST, 0))?, StdTcpListener::bind((Ipv6Addr::LOCALHOST, 0)).ok()))
     })?;
     let link = sk_lookup::attach(netns.as_fd(), &v4, v6.as_ref())?;
     Ok((link, v4, v6))

@@ -348,7 +348,14 @@ export class KeeperClient {
 function shareWhat(what: ShareSource): Omit<rpc.ShareRequest, 'id'> {
   switch (what.kind) {
     case 'host-path':
-      return { host_path: { source: what.source, read_only: what.readOnly, slave: what.slave ?? false } };
+      return {
+        host_path: {
+          source: what.source,
+          read_only: what.readOnly,
+          slave: what.slave ?? false,
+          top_only: what.topOnly ?? false,
+        },
+      };
     case 'layered':
       return {
         layered: { layers: [...what.layers], upper_dir: what.upperDir ?? '', work_dir: what.workDir ?? '' },

@@ -68,8 +68,8 @@ export interface AgentReady {
 }
 
 export type ShareSource =
-  /** `slave`: mounts made below the source later appear, too. */
-  | { kind: 'host-path'; source: string; readOnly: boolean; slave?: boolean }
+  /** `slave`: mounts made below the source later appear, too. `topOnly`: what is mounted below stays writable. */
+  | { kind: 'host-path'; source: string; readOnly: boolean; slave?: boolean; topOnly?: boolean }
   /** EROFS images, topmost last; without upper and work directory the result is read-only. */
   | { kind: 'layered'; layers: readonly string[]; upperDir?: string; workDir?: string }
   /** A root file system as containerd's snapshotter describes it, mounted in order. */

@@ -17,6 +17,8 @@ export const protobufFileName = "keeper.proto";
  * The same socket forwards every request whose service is "grpc.AgentService", "grpc.Health" or
  * "kata.agent.v1.AgentExtension" to the guest agent, payload untouched, except the calls that the keeper alone makes
  * (WaitProcess, GetOOMEvent, NextEvent, WriteStdin, ReadStdout, ReadStderr, CloseStdin): those answer PERMISSION_DENIED.
+ * A forwarded request whose ttrpc metadata has "kata-operation" is made once: when the keeper knows that operation (the last
+ * 256; request and answer of 4096 bytes at most) it gives the answer, without details, that the first one got or gets.
  */
 
 export interface Empty {
@@ -128,6 +130,8 @@ export interface HostPath {
   read_only: boolean;
   /** Mounts that the host makes below the source later appear, too; without it they do not. */
   slave: boolean;
+  /** With read_only: what is mounted below the source stays as writable as it is on the host. */
+  top_only: boolean;
 }
 
 export interface LayeredRootfs {
@@ -1627,7 +1631,7 @@ export const ShareRequest: MessageFns<ShareRequest> = {
 };
 
 function createBaseHostPath(): HostPath {
-  return { source: "", read_only: false, slave: false };
+  return { source: "", read_only: false, slave: false, top_only: false };
 }
 
 export const HostPath: MessageFns<HostPath> = {
@@ -1640,6 +1644,9 @@ export const HostPath: MessageFns<HostPath> = {
     }
     if (message.slave !== false) {
       writer.uint32(24).bool(message.slave);
+    }
+    if (message.top_only !== false) {
+      writer.uint32(32).bool(message.top_only);
     }
     return writer;
   },
@@ -1681,6 +1688,14 @@ export const HostPath: MessageFns<HostPath> = {
             message.slave = reader.bool();
             continue;
           }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.top_only = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1701,6 +1716,7 @@ export const HostPath: MessageFns<HostPath> = {
     message.source = object.source ?? "";
     message.read_only = object.read_only ?? false;
     message.slave = object.slave ?? false;
+    message.top_only = object.top_only ?? false;
     return message;
   },
 };

@@ -41,7 +41,7 @@ export const SHARED_MOUNT: GuestMount = {
 export function shareSource(share: Share): Parameters<Keeper['share']>[1] {
   switch (share.kind) {
     case 'path':
-      return { kind: 'host-path', source: share.source, readOnly: share.readOnly, slave: share.slave ?? false };
+      return { ...share, kind: 'host-path' };
     case 'layers':
       return { kind: 'layered', layers: share.layers, upperDir: share.upperDir, workDir: share.workDir };
     case 'mounts':

@@ -1,25 +1,32 @@
 import { KataError, Mutex } from '../base/index.ts';
 import type { NetDevice } from '../model/index.ts';
 import { compareNetworks, type NetworkPlan, planNetwork } from '../network/index.ts';
-import { failpoint } from '../sandbox/index.ts';
-import type { Door } from './door.ts';
+import { failpoint, type Sandbox } from '../sandbox/index.ts';
+import type { ShimServices } from './services.ts';
 
 const APPLY_TIMEOUT_MS = 30_000;
 const READ_TIMEOUT_MS = 10_000;
 /** Between looks at a network whose last one failed. */
 const RETRY_MS = 1_000;
 
+/** What the network takes of its door. */
+interface Owner {
+  readonly sandbox: Sandbox;
+  readonly services: Pick<ShimServices, 'vhostNet'>;
+  log(message: string): void;
+}
+
 /**
  * A pod's network: what its namespace on the host holds, the guest gets. Interfaces may come before the machine boots (CRI), between
  * Create and Start (`ctr --cni`, docker), or later; the keeper tells when something changes.
  */
 export class PodNetwork {
-  readonly #door: Door;
+  readonly #door: Owner;
   readonly #mutex = new Mutex();
   readonly #following = new AbortController();
   #applied = '';
 
-  constructor(door: Door) {
+  constructor(door: Owner) {
     this.#door = door;
   }
 

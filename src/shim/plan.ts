@@ -211,7 +211,9 @@ function planMounts(taskId: string, bundle: Bundle, warnings: string[]): Mounts 
         id,
         kind: 'path',
         source: mount.source,
-        readOnly: mount.options.includes('ro'),
+        readOnly: mount.options.includes('ro') || mount.options.includes('rro'),
+        // "ro" is about this mount, "rro" about all below it, too (mount(8), Kubernetes' recursiveReadOnly).
+        topOnly: !mount.options.includes('rro'),
         slave: mount.options.some((option) => PROPAGATED.includes(option)),
       });
       planned.mounts.push({

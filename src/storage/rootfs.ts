@@ -5,7 +5,7 @@ import { diskDeviceId, GUEST_SHARED, guestImageDir, guestRootfs, layersDeviceId 
 
 /** A share that the keeper makes below the sandbox's shared directory. */
 export type Share =
-  | { id: string; kind: 'path'; source: string; readOnly: boolean; slave?: boolean }
+  | { id: string; kind: 'path'; source: string; readOnly: boolean; slave?: boolean; topOnly?: boolean }
   | { id: string; kind: 'layers'; layers: readonly string[]; upperDir: string; workDir: string }
   /** A root file system as containerd's snapshotter describes it. */
   | { id: string; kind: 'mounts'; mounts: readonly RootfsMount[] };

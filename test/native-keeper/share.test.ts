@@ -31,6 +31,7 @@ test('host paths appear in the keeper’s namespace only, read-only where asked,
       assert.equal((await share(sandbox, 'ro', { host_path })).is_directory, true, 'idempotent');
     const other = share(sandbox, 'ro', { host_path: { ...host_path, read_only: false } });
     await assert.rejects(other, (error: TtrpcError) => error.status === STATUS.ALREADY_EXISTS);
+    await share(sandbox, 'top', { host_path: { ...host_path, top_only: true } });
     const writable = { source: join(source, 'file'), read_only: false };
     assert.equal((await share(sandbox, 'rw', { host_path: writable })).is_directory, false);
   } finally {
@@ -39,6 +40,9 @@ test('host paths appear in the keeper’s namespace only, read-only where asked,
   assert.equal(inside(sandbox, 'cat ro/file').stdout, 'content');
   assert.match(inside(sandbox, 'touch ro/new').stderr, /Read-only file system/);
   assert.match(inside(sandbox, 'touch ro/sub/new').stderr, /Read-only file system/);
+  assert.match(inside(sandbox, 'touch top/new').stderr, /Read-only file system/);
+  assert.equal(inside(sandbox, 'touch top/sub/new').status, 0);
+  await unshare(sandbox, 'top');
   assert.equal(inside(sandbox, 'printf more >>rw').status, 0);
   assert.equal(readFileSync(join(source, 'file'), 'utf8'), 'contentmore');
   assert.equal(readFileSync('/proc/self/mountinfo', 'utf8').includes(sandbox.dir), false, 'no mount on the host');

@@ -63,6 +63,9 @@ pub unsafe extern "C" fn main(count: c_int, arguments: *const *const c_char) -> 
     if count > 0 && init::is_asked_for(word(0)) {
         return init::run((1..count).map(|index| word(index).to_owned()).collect());
     }
+    if count > 0 && modules::is_asked_for(word(0)) {
+        return modules::answer_kernel(word(count - 1));
+    }
     ignore_broken_pipes();
     if std::process::id() == 1 {
         guest_main();
@@ -116,6 +119,7 @@ fn prepare() -> Result<(), String> {
     boot::raise_descriptor_limit();
     boot::set_defaults();
     modules::load_boot()?;
+    modules::serve_kernel();
     boot::set_up_cgroups()?;
     network::loopback_up().map_err(|error| format!("set the loopback interface up: {error}"))
 }

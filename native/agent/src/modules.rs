@@ -2,7 +2,7 @@
 //! device, loaded before the first one is needed. Lists name one module file a line, in order; `#` begins a comment.
 use crate::failure::{internal, Result};
 use crate::log;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -23,6 +23,26 @@ pub fn load_on_demand(kind: &str) -> Result<()> {
         Some(list) => load_list(&list).map_err(internal),
         None => Ok(()),
     }
+}
+
+/// The image's name for the agent as the kernel's module loader.
+const LOADER: &str = "/sbin/kata-modprobe";
+
+/// From now on the kernel asks the agent for what a container's system call needs (a bridge, say). Not before: a booting
+/// kernel asks for much that no image has.
+pub fn serve_kernel() {
+    if let Err(error) = fs::write("/proc/sys/kernel/modprobe", LOADER) {
+        log::warning!("boot", "modules on demand: {error}");
+    }
+}
+
+pub fn is_asked_for(program: &CStr) -> bool {
+    program.to_bytes() == LOADER.as_bytes()
+}
+
+/// `modprobe -q -- NAME`, started by the kernel. A module that the image does not have is none of the kernel's errors.
+pub fn answer_kernel(name: &CStr) -> i32 {
+    i32::from(load_on_demand(&name.to_string_lossy()).is_err())
 }
 
 /// None for a name that no list can have: it comes from outside and must not lead anywhere else.

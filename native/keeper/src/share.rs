@@ -116,7 +116,7 @@ impl Shares {
     }
 
     fn share_host_path(&self, host_path: &HostPath, target: &Path) -> Result<bool, Status> {
-        let HostPath { source, read_only, slave } = host_path;
+        let HostPath { source, read_only, slave, top_only } = host_path;
         let describe = |error: io::Error| failure::from_io(&format!("share of {source}"), &error);
         if !source.starts_with('/') {
             return Err(status(Code::InvalidArgument, format!("share of {source:?}: not an absolute path")));
@@ -135,7 +135,10 @@ impl Shares {
         make_mount_point(target, metadata.is_dir()).map_err(describe)?;
         let attach = || -> io::Result<()> {
             let propagation = if *slave { libc::MS_SLAVE } else { libc::MS_PRIVATE };
-            sys::set_tree_attributes(tree.as_fd(), *read_only, propagation)?;
+            sys::set_tree_attributes(tree.as_fd(), *read_only && !*top_only, propagation)?;
+            if *read_only && *top_only {
+                sys::set_top_read_only(tree.as_fd())?;
+            }
             sys::attach_tree(tree.as_fd(), target)
         };
         attach().map_err(|error| {

@@ -252,6 +252,15 @@ pub fn set_tree_attributes(tree: BorrowedFd, read_only: bool, propagation: u64) 
     .map(drop)
 }
 
+/// Makes the topmost mount of a detached tree read-only; those below it stay as they are.
+pub fn set_top_read_only(tree: BorrowedFd) -> io::Result<()> {
+    let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, clear: 0, propagation: 0, userns_fd: 0 };
+    let size = std::mem::size_of::<MountAttributes>();
+    let (fd, flags) = (tree.as_raw_fd(), libc::AT_EMPTY_PATH);
+    check(unsafe { libc::syscall(libc::SYS_mount_setattr, fd, c"".as_ptr(), flags, &raw const attributes, size) })
+        .map(drop)
+}
+
 /// Attaches a detached mount tree at `target` (move_mount(2)).
 pub fn attach_tree(tree: BorrowedFd, target: &Path) -> io::Result<()> {
     const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;

@@ -166,6 +166,9 @@ pub struct HostPath {
     /// Mounts that the host makes below the source later appear, too; without it they do not.
     #[prost(bool, tag = "3")]
     pub slave: bool,
+    /// With read_only: what is mounted below the source stays as writable as it is on the host.
+    #[prost(bool, tag = "4")]
+    pub top_only: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LayeredRootfs {

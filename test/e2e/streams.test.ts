@@ -105,6 +105,7 @@ test('a reader that stops delays nobody else', async () => {
   assert.ok(second.stdout);
   await once(second.stdout, 'readable');
   for (let i = 0; i < 5; i += 1) assert.equal(await env.ok(['exec', 's', 'echo', String(i)]), String(i));
+  assert.match(await env.ok(['stats', '--no-stream', '--format', '{{.Name}}', 's']), /s/, 'the agent answers');
   assert.equal(await env.ok(['run', '--rm', '--sandbox', 's', 'busybox', 'echo', 'third']), 'third');
   for (const child of [stalled, second]) {
     child.kill('SIGKILL');

@@ -16,8 +16,9 @@ export function buildBareInitrd(dir: string): string {
 }
 
 /**
- * Milliseconds from exec(qemu) to the first instruction of process 1 with nothing around it: the machine, kernel command
- * line and kernel that the engine uses (`argv` and `cmdline` come from the running sandbox), no devices, a one-file initrd.
+ * Milliseconds from exec(qemu) to the first instruction of process 1 with nothing around it: the engine's kernel, no devices, a
+ * one-file initrd. The machine and the command line are fixed, an anchor for the speed of the host: what the engine
+ * leaves out of its own boot (initialisations, byte copies, the timer's calibration) stays in this one.
  */
 export function bareBoot(kernel: string, initrd: string, cmdline: string, memoryMib: number): Promise<number> {
   return new Promise((resolve, reject) => {

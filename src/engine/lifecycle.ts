@@ -1,3 +1,5 @@
+// Longer than other files: the verbs share how a container is locked, signalled and waited for, and are read beside each other.
+
 import { randomUUID } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import os from 'node:os';

@@ -1,3 +1,5 @@
+// Longer than other files: one class, whose parts that stand alone (launch, adopt, explain, ending, journal) are in files of their own.
+
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { type Agent, createContainerRequest, execProcessRequest } from '../agent/index.ts';

@@ -42,7 +42,8 @@ export function wantedBy({ role, spec, annotations }: Bundle, host: Pick<HostCap
 export async function bootSandbox(door: Door, wish: MachineWish): Promise<void> {
   const { sandbox, services } = door;
   const { status } = sandbox.record.state;
-  if (status === 'running') return;
+  // The engine that booted it may not have come as far as this.
+  if (status === 'running') return door.network.mirror();
   const { signal } = new AbortController();
   const assets = services.findAssets(vsockOf(door) === 'hybrid');
   if (status === 'waiting') await prepare(door, wish);

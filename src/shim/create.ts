@@ -43,6 +43,8 @@ export async function createTask(door: Door, request: CreateTaskRequest, context
     failpoint('shim.create-recorded');
     try {
       await make(door, bundle, plan, context);
+      // Nobody learns that there is a task: containerd takes it for one that was never made.
+      context.signal.throwIfAborted();
     } catch (error) {
       await undo(door, tasks.task(id));
       throw error;

@@ -4,6 +4,7 @@ import { failpoint, type Keeper, type ProcessEnd, type Sandbox, type SandboxEven
 import type { DoorFile } from './door-file.ts';
 import type { Method } from './method.ts';
 import { PodNetwork } from './network.ts';
+import type { TaskRecord } from './records.ts';
 import type { ShimServices } from './services.ts';
 import { exitOf } from './states.ts';
 import { statusOf } from './status.ts';
@@ -207,7 +208,8 @@ export class Door {
   /** Ends a sandbox that has no task and is asked nothing. */
   #watchUse(): void {
     clearTimeout(this.#unused);
-    const isUsed = () => this.#calls.size > 0 || this.tasks.all.length > 0 || this.tasks.sandbox !== undefined;
+    const isTask = ({ state }: TaskRecord): boolean => state.status !== 'creating';
+    const isUsed = () => this.#calls.size > 0 || this.tasks.all.some(isTask) || this.tasks.sandbox !== undefined;
     if (isUsed() || this.sandbox.isEnding) return;
     this.#unused = setTimeout(() => {
       if (isUsed() || this.sandbox.isEnding) return;

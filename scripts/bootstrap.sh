@@ -54,11 +54,13 @@ install_npm() {
   command -v apt-get >/dev/null || fail "npm is missing and there is no apt-get" "install npm"
   [ "$(id -u)" = 0 ] || fail "npm is missing" "run as root: apt-get install --no-install-recommends npm"
   export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
-  set -- apt-get install -y -q --no-install-recommends --fix-broken --no-remove -oDPkg::Lock::Timeout=600 -oAcquire::Retries=3 npm
+  set -- apt-get install -y -q --no-install-recommends -oDPkg::Lock::Timeout=600 -oAcquire::Retries=3 npm
   why="installing npm, which fetches Node and the libraries"
   if ! attempt "$why" "$@"; then
-    # apt refuses to work on what an interrupted one left. It has waited for that one's end, which dpkg does not.
+    # apt refuses to work on what an interrupted one left. It has waited for that one's end, which dpkg does not; then what cannot
+    # be configured gets its dependencies, and nothing of the system's owner goes for it.
     dpkg --configure -a </dev/null >/dev/null 2>&1
+    apt-get install -y -q --no-install-recommends --fix-broken --no-remove </dev/null >/dev/null 2>&1
     step "reading apt's package lists" "check the apt sources and the network" apt-get update -q -oAcquire::Retries=3
     step "$why" "try by hand: apt-get install npm" "$@"
   fi

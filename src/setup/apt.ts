@@ -61,12 +61,13 @@ export async function installPackages(
   await context.apt.run(async () => {
     progress.update(`installing ${missing.join(' ')}`);
     const call = { phase, progress, signal, hint: `try by hand: ${byHand}` };
-    // For what an interrupted one left unpacked; nothing of the system's owner goes for it.
-    const install = () => aptGet(context, ['install', '--fix-broken', '--no-remove', ...missing], call);
+    const install = () => aptGet(context, ['install', ...missing], call);
     await install().catch(async (error: unknown) => {
       if (signal.aborted) throw error;
-      // apt refuses to work on what an interrupted one left. It has waited for that one's end, which dpkg does not.
+      // apt refuses to work on what an interrupted one left. It has waited for that one's end, which dpkg does not; then what
+      // cannot be configured gets its dependencies, and nothing of the system's owner goes for it.
       await context.runner.run({ argv: ['dpkg', '--configure', '-a'], phase, signal }).catch(() => '');
+      await aptGet(context, ['install', '--fix-broken', '--no-remove'], call).catch(() => {});
       await withFreshLists(context, phase, progress, signal, install);
     });
   });

@@ -5,7 +5,7 @@ import { join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { TtrpcAgent } from './agent/index.ts';
 import { KataError, NAME_PATTERN } from './base/index.ts';
-import { type Doors, type Engine, type EnginePaths, findTool, serve } from './engine/index.ts';
+import { type Doors, type Engine, type EnginePaths, findTool, type ServeOptions, serve } from './engine/index.ts';
 import { qemu } from './hypervisor/index.ts';
 import { ImageStore } from './image/index.ts';
 import {
@@ -20,6 +20,7 @@ import {
   KeeperClient,
   killCgroup,
   launchKeeper,
+  leaveHostCgroups,
   removeHostCgroup,
   runCleanup,
 } from './os/index.ts';
@@ -58,7 +59,7 @@ function main(): void {
   if (!NAME_PATTERN.test(cgroupParent)) throw new KataError('INVALID_ARGUMENT', '--cgroup-parent is one name');
   armFailpointsFrom(process.env.KATA_FAILPOINT);
   for (const dir of [paths.root, paths.run]) mkdirSync(dir, { recursive: true, mode: 0o700 });
-  void serve({
+  const options: ServeOptions = {
     paths,
     services: services(paths, cgroupParent),
     openImages: (usedBy) => ImageStore.open(join(paths.root, 'images'), { usedBy }),
@@ -66,7 +67,10 @@ function main(): void {
     failpoints: process.env.KATA_FAILPOINTS === '1',
     idleMinutes,
     exit: (code) => process.exit(code),
-  }).catch(fatal);
+  };
+  void leaveHostCgroups()
+    .then(() => serve(options))
+    .catch(fatal);
 }
 
 function services(paths: EnginePaths, cgroupParent: string): SandboxServices {

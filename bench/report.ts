@@ -10,6 +10,12 @@ export interface Raw {
   figures: readonly Figure[];
 }
 
+/** The same through containerd, with runc beside it. */
+export interface ContainerdRaw extends Raw {
+  /** Its version. */
+  containerd: string;
+}
+
 /** From a clean clone to the end of the README's first command on a bare machine. */
 export interface FirstRun {
   version: 1;
@@ -78,7 +84,7 @@ function picture(title: string, figures: readonly Figure[], unit: string): strin
   return `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/><text x="12" y="28" font-size="16">${escapeXml(title)} (${unit}; black mark: aim)</text>${bars.join('')}</svg>\n`;
 }
 
-/** Writes report.md, start.svg and memory.svg into `directory`, of the raw samples that are there. */
+/** Writes report.md and its pictures into `directory`, of the raw samples that are there. */
 export function writeReport(directory: string): void {
   const read = <T>(name: string): T | undefined => {
     const path = join(directory, name);
@@ -86,20 +92,16 @@ export function writeReport(directory: string): void {
   };
   const raw = read<Raw>('samples.json');
   const firstRun = read<FirstRun>('first-run.json');
+  const containerd = read<ContainerdRaw>('containerd.json');
   const figures = [...(raw?.figures ?? []), ...(firstRun === undefined ? [] : firstRunFigures(firstRun))];
-  const lines = ['# Benchmark', '', ...(raw === undefined ? [] : about(raw))];
-  lines.push(
-    '| figure | median | range (samples) | aim | | upstream |',
-    '|---|---|---|---|---|---|',
-    ...figures.map(row),
-    '',
-  );
+  const lines = ['# Benchmark', '', ...(raw === undefined ? [] : about(raw)), ...table(figures)];
   if (firstRun !== undefined) lines.push(...firstRunSection(firstRun));
-  if (raw !== undefined) {
-    const pictured = (unit: Figure['unit']) => raw.figures.filter((figure) => figure.unit === unit);
-    writeFileSync(join(directory, 'start.svg'), picture('Times', pictured('ms'), 'ms'));
-    writeFileSync(join(directory, 'memory.svg'), picture('Memory', pictured('MiB'), 'MiB'));
-    lines.push('![times](start.svg)', '![memory](memory.svg)', '');
+  if (raw !== undefined) lines.push(...pictures(directory, raw.figures, ['start.svg', 'memory.svg']));
+  if (containerd !== undefined) {
+    lines.push(`## Through containerd ${containerd.containerd}`, '', ...about(containerd, 'containerd.json'));
+    lines.push(...table(containerd.figures));
+    lines.push(...pictures(directory, containerd.figures, ['containerd-times.svg', 'containerd-memory.svg']));
+    figures.push(...containerd.figures);
   }
   const missed = figures.filter((figure) => reached(figure) === false);
   const verdict = missed.map((figure) => figure.name).join('; ');
@@ -107,8 +109,22 @@ export function writeReport(directory: string): void {
   writeFileSync(join(directory, 'report.md'), lines.join('\n'));
 }
 
-const about = (raw: Raw): string[] => [
-  `Commit ${raw.commit}, ${raw.at}. ${raw.machine}. Medians; the range and the number of samples beside them; raw samples in samples.json.`,
+const table = (figures: readonly Figure[]): string[] => [
+  '| figure | median | range (samples) | aim | | upstream |',
+  '|---|---|---|---|---|---|',
+  ...figures.map(row),
+  '',
+];
+
+function pictures(directory: string, figures: readonly Figure[], [times, memory]: [string, string]): string[] {
+  const pictured = (unit: Figure['unit']) => figures.filter((figure) => figure.unit === unit);
+  writeFileSync(join(directory, times), picture('Times', pictured('ms'), 'ms'));
+  writeFileSync(join(directory, memory), picture('Memory', pictured('MiB'), 'MiB'));
+  return [`![times](${times})`, `![memory](${memory})`, ''];
+}
+
+const about = (raw: Raw, file = 'samples.json'): string[] => [
+  `Commit ${raw.commit}, ${raw.at}. ${raw.machine}. Medians; the range and the number of samples beside them; raw samples in ${file}.`,
   'Upstream is Kata 4.1.0 on such a machine, measured another day: compare ratios, not digits.',
   '',
 ];

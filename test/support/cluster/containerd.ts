@@ -6,6 +6,7 @@ import {
   mkdirSync,
   mkdtempSync,
   openSync,
+  readdirSync,
   readFileSync,
   rmSync,
   writeFileSync,
@@ -196,6 +197,10 @@ export class Containerd {
   }
 
   async #endEngine(): Promise<void> {
+    // Sandboxes end after their removal is answered; one that does not is told as residue.
+    const sandboxes = join(this.kataRoot, 'run/s');
+    const isOver = () => !existsSync(sandboxes) || readdirSync(sandboxes).length === 0;
+    await until(isOver, 'no sandbox is left').catch(() => {});
     const { engine } = JSON.parse(await this.kata('version', '--json')) as { engine?: { pid: number } };
     if (engine === undefined) return;
     process.kill(engine.pid, 'SIGTERM');

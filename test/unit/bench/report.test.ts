@@ -56,3 +56,13 @@ test('either part of the raw samples keeps the other in the report', () => {
     'start.svg',
   ]);
 });
+
+test('what was measured through containerd has a section and pictures of its own', () => {
+  const figures = [{ name: 'run', unit: 'ms', samples: [9], aim: { value: 8, better: 'lower' }, upstream: '1 s' }];
+  put('containerd.json', { ...raw, containerd: '1.6', figures });
+  const text = report();
+  assert.match(text, /## Through containerd 1\.6[\s\S]*^\| run \| 9\.00 ms \|.*missed.*\| 1 s \|$/m);
+  assert.match(text, /Missed: run\./);
+  const files = ['containerd-memory.svg', 'containerd-times.svg', 'containerd.json', 'report.md'];
+  assert.deepEqual(readdirSync(directory).sort(), files);
+});

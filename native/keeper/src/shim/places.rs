@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 pub const MAX_RUN_BYTES: usize = 60;
 pub const MAX_STATE_BYTES: u64 = 4 * 1024 * 1024;
 const LOCK_TICK: Duration = Duration::from_millis(5);
+/// Each other remover that looks for the lock meanwhile makes one once, or removes a file before this one does.
+const MAX_ROUNDS: usize = 1000;
 
 pub fn is_identifier(text: &str) -> bool {
     is_name(text)
@@ -144,7 +146,19 @@ pub fn remove_directory(dir: &Path) -> io::Result<()> {
         let path = entry.path();
         ignore_missing(if is_directory { fs::remove_dir(path) } else { fs::remove_file(path) })?;
     }
-    ignore_missing(fs::remove_dir_all(dir))
+    let mut rounds = 0;
+    loop {
+        let error = match fs::remove_dir_all(dir) {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        let is_shared = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTEMPTY));
+        match dir.try_exists() {
+            Ok(false) => return Ok(()),
+            Ok(true) if is_shared && rounds < MAX_ROUNDS => rounds += 1,
+            _ => return Err(error),
+        }
+    }
 }
 
 /// Removes a sandbox without processes: the key that leads to it and its directory.
@@ -206,6 +220,23 @@ mod tests {
         fs::write(dir.join("shared/mounted/volume-file"), "kept").unwrap();
         assert!(remove_directory(&dir).is_err());
         assert!(dir.join("shared/mounted/volume-file").exists());
+    }
+
+    #[test]
+    fn a_directory_is_removed_also_when_others_take_its_lock_meanwhile() {
+        let (_temp, places) = places();
+        for round in 0..200 {
+            let dir = places.sandboxes().join(format!("{round:012x}"));
+            fs::create_dir_all(dir.join("shared")).unwrap();
+            fs::write(dir.join("door.json"), "{}").unwrap();
+            let remove = || {
+                if Lock::take(&dir, Duration::from_secs(60)).unwrap().is_some() {
+                    remove_directory(&dir).unwrap();
+                }
+            };
+            std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(remove))));
+            assert!(!dir.exists());
+        }
     }
 
     #[test]

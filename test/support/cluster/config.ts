@@ -12,6 +12,8 @@ export interface RuntimeHandler {
   type: string;
   /** A configuration file for the shim. */
   configPath?: string;
+  /** `shim`: containerd 2 drives the pod by the shim's sandbox service, without a pause container. */
+  sandboxer?: 'shim';
 }
 
 export interface Settings {
@@ -60,11 +62,12 @@ function toml({ version, directory, handlers }: Settings): string {
   const image = isSecond ? 'io.containerd.cri.v1.images' : cri;
   const q = JSON.stringify;
   const plugins = unpacked('containernetworking-plugins', 'usr/lib/cni');
-  const runtime = ({ name, type, configPath }: RuntimeHandler): string[] => [
+  const runtime = ({ name, type, configPath, sandboxer }: RuntimeHandler): string[] => [
     `[plugins.${q(cri)}.containerd.runtimes.${name}]`,
     `runtime_type = ${q(type)}`,
     'pod_annotations = ["io.katacontainers.*"]',
     'privileged_without_host_devices = true',
+    ...(sandboxer === undefined ? [] : [`sandboxer = ${q(sandboxer)}`, 'disable_pause_image_pull = true']),
     ...(configPath === undefined
       ? []
       : [`[plugins.${q(cri)}.containerd.runtimes.${name}.options]`, `ConfigPath = ${q(configPath)}`]),

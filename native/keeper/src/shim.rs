@@ -9,7 +9,7 @@ mod start;
 
 use crate::config::{self, Reader};
 use flags::Flags;
-use kata_protocol::containerd::{RuntimeInfo, RuntimeVersion};
+use kata_protocol::containerd::{Any, RuntimeInfo, RuntimeVersion};
 use prost::Message;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -18,6 +18,11 @@ const PREFIX: &str = "containerd-shim-";
 const MAX_SETTINGS_BYTES: u64 = 256 * 1024;
 /// The kernel's remark on a program whose file was replaced while it runs.
 const REPLACED: &str = " (deleted)";
+
+/// What the guest does for a container, as containerd asks a runtime for it (the OCI runtime spec's features.md). By `rro` it knows
+/// that a volume can be read-only with everything that is mounted below it; what is not said it takes for missing.
+const FEATURES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
+const FEATURES: &str = r#"{"ociVersionMin":"1.0.0","ociVersionMax":"1.3.0","hooks":[],"mountOptions":["async","atime","bind","dev","diratime","dirsync","exec","lazytime","noatime","nodev","nodiratime","noexec","norelatime","nostrictatime","nosuid","nosymfollow","private","ratime","rbind","rdev","rdiratime","relatime","remount","rexec","rnoatime","rnodev","rnodiratime","rnoexec","rnorelatime","rnostrictatime","rnosuid","rnosymfollow","ro","rprivate","rrelatime","rro","rrw","rshared","rslave","rstrictatime","rsuid","rsymfollow","runbindable","rw","shared","slave","strictatime","suid","symfollow","sync","tmpcopyup","unbindable"],"linux":{"namespaces":["ipc","mount","network","pid","uts"]}}"#;
 
 const USAGE: &str = "usage (by containerd):
   containerd-shim-kata-v2 -namespace NS -address SOCKET -publish-binary FILE -id ID [-debug] start
@@ -92,7 +97,8 @@ fn info(name: &str) -> RuntimeInfo {
         None => format!("io.containerd.{parts}"),
     };
     let version = RuntimeVersion { version: env!("CARGO_PKG_VERSION").to_owned(), revision: String::new() };
-    RuntimeInfo { name: runtime, version: Some(version), ..Default::default() }
+    let features = Any { type_url: FEATURES_TYPE.to_owned(), value: FEATURES.into() };
+    RuntimeInfo { name: runtime, version: Some(version), features: Some(features), ..Default::default() }
 }
 
 fn load_settings(program: &Path) -> Result<Settings, String> {

@@ -2,6 +2,7 @@ import { mkdir, mkdtemp, readdir, rename, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { KataError } from '../base/index.ts';
 import type { SetupContext } from './context.ts';
+import { withFileLock } from './lock.ts';
 import type { StepProgress } from './progress.ts';
 import { sha256OfFile } from './tools.ts';
 
@@ -93,7 +94,9 @@ async function withFreshLists<T>(
     const isFresh = await context.packageLists.refresh(async () => {
       const argv: [string, ...string[]] = ['apt-get', 'update', '-q', '-oAcquire::Retries=3'];
       const hint = 'check the apt sources and the network';
-      await context.runner.run({ argv, phase, signal, timeoutMs: 15 * 60_000, hint });
+      const update = () => context.runner.run({ argv, phase, signal, timeoutMs: 15 * 60_000, hint });
+      // apt waits for another one that installs, but not for one that reads lists: another set-up may do so.
+      await withFileLock(join(context.assets, 'cache', 'lists.lock'), update, { signal });
     });
     if (!isFresh) throw error;
     return work();

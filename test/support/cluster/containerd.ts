@@ -45,8 +45,13 @@ export interface CallOptions {
 const KATA: RuntimeHandler = { name: 'kata', type: 'io.containerd.kata.v2' };
 const ENDPOINTS = ['runtime-endpoint', 'image-endpoint'];
 const SYSTEM_PATH = '/usr/sbin:/usr/bin:/sbin:/bin';
-/** Where containerd's log is kept when its directory goes. */
+/** Where logs are kept when their directory goes. */
 const LOGS = join(ASSETS, 'cluster-logs');
+const KEPT = [
+  ['containerd.log', 'containerd'],
+  ['kata/run/katad.log', 'katad'],
+  ['critest.log', 'critest'],
+] as const;
 
 /**
  * A containerd with root, state, configuration and image registry of its own. It runs in the namespaces that enter.sh makes;
@@ -268,7 +273,9 @@ export class Containerd {
       wholeNamespaces: true,
     }).filter(({ what }) => !known.has(what));
     mkdirSync(LOGS, { recursive: true });
-    copyFileSync(join(this.directory, 'containerd.log'), join(LOGS, `containerd-${this.version}.log`));
+    for (const [path, name] of KEPT)
+      if (existsSync(join(this.directory, path)))
+        copyFileSync(join(this.directory, path), join(LOGS, `${name}-${this.version}.log`));
     rmSync(this.directory, { recursive: true, force: true });
     return residue;
   }

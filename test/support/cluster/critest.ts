@@ -1,4 +1,4 @@
-import { readFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Containerd } from './containerd.ts';
 
@@ -48,6 +48,7 @@ export async function runCritest(
   ];
   if (focus !== undefined) args.push(`-ginkgo.focus=${focus}`);
   const { stdout, stderr } = await containerd.run('critest', args, { timeoutMs: timeoutMs + 60_000 });
+  writeFileSync(join(containerd.directory, 'critest.log'), `${stdout}${stderr}`);
   const suites = read(report, `${stdout.toString().slice(-4000)}\n${stderr.slice(-4000)}`);
   return suites
     .flatMap(({ SpecReports }) => SpecReports)

@@ -241,6 +241,7 @@ export interface StartSandboxRequest {
 export interface StartSandboxResponse {
   pid: number;
   created_at: Timestamp | undefined;
+  spec: Any | undefined;
 }
 
 export interface PlatformRequest {
@@ -3129,7 +3130,7 @@ export const StartSandboxRequest: MessageFns<StartSandboxRequest> = {
 };
 
 function createBaseStartSandboxResponse(): StartSandboxResponse {
-  return { pid: 0, created_at: undefined };
+  return { pid: 0, created_at: undefined, spec: undefined };
 }
 
 export const StartSandboxResponse: MessageFns<StartSandboxResponse> = {
@@ -3139,6 +3140,9 @@ export const StartSandboxResponse: MessageFns<StartSandboxResponse> = {
     }
     if (message.created_at !== undefined) {
       Timestamp.encode(message.created_at, writer.uint32(18).fork()).join();
+    }
+    if (message.spec !== undefined) {
+      Any.encode(message.spec, writer.uint32(26).fork()).join();
     }
     return writer;
   },
@@ -3172,6 +3176,14 @@ export const StartSandboxResponse: MessageFns<StartSandboxResponse> = {
             message.created_at = Timestamp.decode(reader, reader.uint32());
             continue;
           }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.spec = Any.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3193,6 +3205,7 @@ export const StartSandboxResponse: MessageFns<StartSandboxResponse> = {
     message.created_at = (object.created_at !== undefined && object.created_at !== null)
       ? Timestamp.fromPartial(object.created_at)
       : undefined;
+    message.spec = (object.spec !== undefined && object.spec !== null) ? Any.fromPartial(object.spec) : undefined;
     return message;
   },
 };

@@ -20,8 +20,11 @@ const SANDBOX = 'io.kubernetes.cri.sandbox-';
  * What the limits ask of the machine: a single container's own, or the sums of a pod's. Without any, a single container's machine
  * has the engine's default size, a pod's 2 GiB, or half of a host that has less than 4 GiB.
  */
-export function wantedBy({ role, spec, annotations }: Bundle, host: Pick<HostCapacity, 'memoryBytes'>): Wanted {
-  const { memory, cpu } = spec.linux.resources;
+export function wantedBy(
+  { role, spec, annotations }: Pick<Bundle, 'role' | 'annotations'> & Partial<Pick<Bundle, 'spec'>>,
+  host: Pick<HostCapacity, 'memoryBytes'>,
+): Wanted {
+  const { memory, cpu } = spec?.linux.resources ?? {};
   const isPod = role.kind === 'sandbox';
   const told = (name: string): number => Number(/^\d{1,15}$/.exec(annotations[`${SANDBOX}${name}`] ?? '')?.[0] ?? 0);
   const limit = isPod ? told('memory') : (memory?.limit ?? 0);

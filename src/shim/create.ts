@@ -6,6 +6,7 @@ import { type Bundle, readBundle } from './bundle.ts';
 import type { Door } from './door.ts';
 import type { CallContext } from './method.ts';
 import { netnsOf, planTask, type TaskPlan } from './plan.ts';
+import { withPodFiles } from './pod-config.ts';
 import type { TaskRecord } from './records.ts';
 import { now } from './time.ts';
 
@@ -80,7 +81,8 @@ async function exists(door: Door, id: string): Promise<boolean> {
 async function read(door: Door, request: CreateTaskRequest): Promise<{ bundle: Bundle; plan: TaskPlan }> {
   const { id, stdin, stdout, stderr, terminal, rootfs } = request;
   const root = door.services.rootOf(door.sandbox.links.keeper.identity.pid);
-  const bundle = await readBundle(request.bundle, root);
+  const read = await readBundle(request.bundle, root);
+  const bundle = door.tasks.sandbox === undefined ? read : withPodFiles(read, door.sandbox.runDir);
   const stdio = { stdin, stdout, stderr, containerId: id, namespace: door.file.namespace };
   return { bundle, plan: planTask({ taskId: id, bundle, rootfs, stdio, terminal }) };
 }

@@ -65,7 +65,7 @@ export function planTask(input: TaskInput): TaskPlan {
   if (Object.keys(spec.hooks ?? {}).length > 0)
     warnings.push('hooks of the bundle are not run: they would run on the host');
   const { shares, storages, mounts } = planMounts(taskId, bundle, warnings);
-  const { namespaces, sharePidNamespace } = planNamespaces(spec);
+  const { namespaces, sharePidNamespace } = planNamespaces(bundle);
   return {
     containerId: taskId,
     rootfs,
@@ -128,28 +128,17 @@ const present = (values: Record<string, number | undefined>): Record<string, num
 
 /**
  * The pod's network is the machine's, ipc and uts are its sandbox's. A pid namespace with a path is another container's: in the guest
- * that is the sandbox's shared one.
+ * that is the sandbox's shared one. A pod's own container without one means hostPID (CRI says it there and nowhere else); any
+ * other container without one gets one of its own, as the guest's agent gives it to all.
  */
-function planNamespaces({ linux }: BundleSpec): {
+function planNamespaces({ role, spec: { linux } }: Bundle): {
   namespaces: Spec['linux']['namespaces'];
   sharePidNamespace: boolean;
 } {
   const types = new Set(linux.namespaces.map(({ type }) => type));
-  if (types.has('user'))
-    throw new KataError('INVALID_ARGUMENT', 'a user namespace of the host has no meaning in the guest', {
-      phase: 'create-container',
-      hint: "run the pod without hostUsers: false; its root is not the host's root in any case",
-    });
-  for (const [type, field] of Object.entries(HOST_FIELDS))
-    if (!types.has(type))
-      throw new KataError(
-        'INVALID_ARGUMENT',
-        `the host's ${type} namespace cannot be used: the pod is in a virtual machine`,
-        {
-          phase: 'create-container',
-          hint: `run it without ${field}`,
-        },
-      );
+  if (types.has('user')) refuseHostNamespace('user');
+  for (const type of ['network', 'pid', 'ipc'] as const)
+    if (!types.has(type) && (type !== 'pid' || role.kind === 'sandbox')) refuseHostNamespace(type);
   const sharePidNamespace = linux.namespaces.some(
     ({ type, path }) => type === 'pid' && path !== undefined && path !== '',
   );
@@ -157,6 +146,22 @@ function planNamespaces({ linux }: BundleSpec): {
     (type) => type !== 'pid' || !sharePidNamespace,
   );
   return { namespaces: kept.map((type) => ({ type })), sharePidNamespace };
+}
+
+export function refuseHostNamespace(type: keyof typeof HOST_FIELDS | 'user'): never {
+  if (type === 'user')
+    throw new KataError('INVALID_ARGUMENT', 'a user namespace of the host has no meaning in the guest', {
+      phase: 'create-container',
+      hint: "run the pod without hostUsers: false; its root is not the host's root in any case",
+    });
+  throw new KataError(
+    'INVALID_ARGUMENT',
+    `the host's ${type} namespace cannot be used: the pod is in a virtual machine`,
+    {
+      phase: 'create-container',
+      hint: `run it without ${HOST_FIELDS[type]}`,
+    },
+  );
 }
 
 /** Path of the pod's network namespace; undefined: the runtime makes one. */
@@ -187,7 +192,10 @@ function planMounts(taskId: string, bundle: Bundle, warnings: string[]): Mounts 
   const planned: Mounts = { shares: [], storages: [], mounts: [] };
   for (const [index, mount] of bundle.spec.mounts.entries()) {
     const facts = bundle.facts.get(mount.source);
-    if (facts === undefined) {
+    if (mount.destination === SHM && (facts !== undefined || bundle.role.kind === 'container')) {
+      // Also where the pod brings none: a container that is its own sandbox has a tmpfs there, one of a pod has the pod's.
+      planned.mounts.push({ ...mount, type: 'bind', source: GUEST_SHM, options: ['rbind'] });
+    } else if (facts === undefined) {
       if (!GUEST_TYPES.includes(mount.type))
         throw new KataError(
           'INVALID_ARGUMENT',
@@ -197,8 +205,6 @@ function planMounts(taskId: string, bundle: Bundle, warnings: string[]): Mounts 
           },
         );
       planned.mounts.push(mount);
-    } else if (mount.destination === SHM) {
-      planned.mounts.push({ ...mount, type: 'bind', source: GUEST_SHM, options: ['rbind'] });
     } else if (GUEST_TREES.some((tree) => mount.source === tree || mount.source.startsWith(`${tree}/`))) {
       planned.mounts.push({ ...mount, type: 'bind' });
     } else if (facts.tmpfsBytes !== undefined && mount.source.includes(EMPTY_DIR)) {

@@ -63,10 +63,13 @@ export type OperationRecord = z.infer<typeof OperationRecord>;
 
 /** A sandbox that containerd drives by the sandbox service: it is there without a container. */
 const SandboxApi = z.object({
-  status: z.enum(['created', 'ready', 'stopped']),
+  /** `stopping`: containerd asked for its end. */
+  status: z.enum(['created', 'ready', 'stopping', 'stopped']),
   createdAt: Nanos,
   /** Path of its network namespace; empty: a new one. */
   netns: z.string(),
+  hostname: z.string(),
+  annotations: z.record(z.string(), z.string()),
   exit: Exit.optional(),
 });
 export type SandboxApi = z.infer<typeof SandboxApi>;

@@ -1,10 +1,16 @@
 import { KataError } from '../base/index.ts';
 import * as rpc from '../rpc/containerd.ts';
-import { bootSandbox } from './boot.ts';
+import { bootSandbox, wantedBy } from './boot.ts';
 import type { Door } from './door.ts';
 import { type Method, method } from './method.ts';
+import { podConfig, writePodFiles } from './pod-config.ts';
 import type { SandboxApi } from './records.ts';
+import { isLive } from './states.ts';
+import { metricsOf, summed } from './stats.ts';
 import { now, timestamp } from './time.ts';
+
+const OCI_SPEC = 'types.containerd.io/opencontainers/runtime-spec/1/Spec';
+const METRICS_TIMEOUT_MS = 10_000;
 
 /** containerd.runtime.sandbox.v1.Sandbox, where containerd's runtime has `sandboxer = "shim"`: the sandbox is there without a container. */
 export function sandboxMethods(door: Door): Readonly<Record<string, Method>> {
@@ -19,24 +25,40 @@ export function sandboxMethods(door: Door): Readonly<Record<string, Method>> {
         throw new KataError('ALREADY_EXISTS', `there is a sandbox ${door.file.id} already`);
       if (tasks.sandbox === undefined) {
         if (tasks.all.length > 0) throw new KataError('CONFLICT', 'the sandbox was made by a task');
+        const { sandbox, services } = door;
+        const { hostname, annotations, files } = podConfig(
+          request.options,
+          services.rootOf(sandbox.links.keeper.identity.pid),
+        );
+        writePodFiles(sandbox.runDir, files);
         // What StartSandbox needs of this call outlives an engine in between.
-        tasks.setSandbox({ status: 'created', createdAt: now(), netns: request.netns_path });
+        tasks.setSandbox({ status: 'created', createdAt: now(), netns: request.netns_path, hostname, annotations });
       }
       return {};
     }),
     StartSandbox: method('once', rpc.StartSandboxRequest, rpc.StartSandboxResponse, async () => {
       const sandbox = required();
-      if (sandbox.status === 'stopped') throw new KataError('CONFLICT', 'the sandbox has ended');
-      await bootSandbox(door, { hostname: '', netns: sandbox.netns || undefined, wanted: {} });
+      if (sandbox.status === 'stopping' || sandbox.status === 'stopped')
+        throw new KataError('CONFLICT', `the sandbox is ${sandbox.status}`, { phase: 'sandbox' });
+      const { hostname, netns, annotations } = sandbox;
+      const wanted = wantedBy({ role: { kind: 'sandbox' }, annotations }, door.services.capacity());
+      await bootSandbox(door, { hostname, netns: netns || undefined, wanted });
       tasks.setSandbox({ ...sandbox, status: 'ready' });
       watchSandbox(door);
-      return { pid: door.pid, created_at: timestamp(sandbox.createdAt) };
+      const spec = { ociVersion: '1.1.0', hostname, linux: { namespaces: [{ type: 'network', path: netns }] } };
+      return {
+        pid: door.pid,
+        created_at: timestamp(sandbox.createdAt),
+        spec: { type_url: OCI_SPEC, value: Buffer.from(JSON.stringify(spec)) },
+      };
     }),
     Platform: method('asks', rpc.PlatformRequest, rpc.PlatformResponse, () => ({
       platform: { os: 'linux', architecture: 'amd64', variant: '', os_version: '' },
     })),
     StopSandbox: method('once', rpc.StopSandboxRequest, rpc.StopSandboxResponse, async () => {
-      if (required().status === 'ready') {
+      const sandbox = required();
+      if (sandbox.status === 'ready') tasks.setSandbox({ ...sandbox, status: 'stopping' });
+      if (required().status === 'stopping') {
         await door.sandbox.links.machine?.stop();
         stopped(door, 0);
       }
@@ -53,7 +75,11 @@ export function sandboxMethods(door: Door): Readonly<Record<string, Method>> {
       const { status, createdAt, exit } = required();
       const { vcpus, memoryBytes, accel, guestImage } = door.sandbox.record;
       const info: Record<string, string> = verbose
-        ? { vcpus: String(vcpus), memoryBytes: String(memoryBytes), accel, guestImage }
+        ? {
+            ...{ vcpus: String(vcpus), memoryBytes: String(memoryBytes), accel, guestImage },
+            // What containerd's own sandboxer answers there, as far as it is known here.
+            info: JSON.stringify({ pid: door.pid, processStatus: status === 'ready' ? 'running' : 'stopped' }),
+          }
         : {};
       return {
         sandbox_id: door.file.id,
@@ -73,8 +99,19 @@ export function sandboxMethods(door: Door): Readonly<Record<string, Method>> {
       afterwards(() => door.end('shutdown'));
       return {};
     }),
-    SandboxMetrics: method('asks', rpc.SandboxMetricsRequest, rpc.SandboxMetricsResponse, () => {
-      throw new KataError('UNIMPLEMENTED', 'a sandbox has no metrics of its own yet');
+    SandboxMetrics: method('asks', rpc.SandboxMetricsRequest, rpc.SandboxMetricsResponse, async () => {
+      // UNAVAILABLE: whoever collects the metrics of many sandboxes leaves this one out.
+      if (required().status !== 'ready')
+        throw new KataError('AGENT_UNAVAILABLE', `sandbox ${door.file.id} does not run`, { phase: 'metrics' });
+      const { agent } = door.sandbox.links;
+      const live = tasks.all.filter(({ state }) => isLive(state));
+      // A container may end meanwhile.
+      const stats = await Promise.allSettled(
+        live.map(({ id }) => agent.statsContainer(id, { timeoutMs: METRICS_TIMEOUT_MS })),
+      );
+      const sum = summed(stats.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : [])));
+      const data = metricsOf(sum, door.services.cgroupVersion);
+      return { metrics: { timestamp: timestamp(now()), id: door.file.id, data } };
     }),
   };
 }
@@ -84,7 +121,7 @@ export function watchSandbox(door: Door): void {
   if (door.tasks.sandbox?.status !== 'ready') return;
   const { machine } = door.sandbox.links;
   const over = (): void => {
-    if (!door.sandbox.isEnding) stopped(door, 137);
+    if (!door.sandbox.isEnding && door.tasks.sandbox?.status === 'ready') stopped(door, 137);
   };
   if (machine === undefined) over();
   else void machine.exited.then(over);
@@ -92,6 +129,6 @@ export function watchSandbox(door: Door): void {
 
 function stopped(door: Door, status: number): void {
   const { sandbox } = door.tasks;
-  if (sandbox?.status === 'ready')
+  if (sandbox?.status === 'ready' || sandbox?.status === 'stopping')
     door.tasks.setSandbox({ ...sandbox, status: 'stopped', exit: { status, at: now() } });
 }

@@ -14,6 +14,29 @@ export function metricsOf(stats: ContainerStats, cgroupVersion: 1 | 2): Any {
     : { type_url: 'io.containerd.cgroups.v2.Metrics', value: Buffer.from(version2(stats)) };
 }
 
+/** Of a pod: its containers' together. The network is the machine's, which every container tells alike. */
+export function summed(all: readonly ContainerStats[]): ContainerStats {
+  const sum = (field: Exclude<keyof ContainerStats, 'networks'>): number =>
+    all.reduce((total, stats) => total + stats[field], 0);
+  return {
+    cpuNanos: sum('cpuNanos'),
+    cpuUserNanos: sum('cpuUserNanos'),
+    cpuSystemNanos: sum('cpuSystemNanos'),
+    throttledPeriods: sum('throttledPeriods'),
+    throttledNanos: sum('throttledNanos'),
+    memoryBytes: sum('memoryBytes'),
+    memoryMaxBytes: sum('memoryMaxBytes'),
+    memoryCacheBytes: sum('memoryCacheBytes'),
+    // One without a limit leaves the sum without.
+    memoryLimitBytes: all.every((stats) => stats.memoryLimitBytes > 0) ? sum('memoryLimitBytes') : 0,
+    pids: sum('pids'),
+    pidsLimit: all.every((stats) => stats.pidsLimit > 0) ? sum('pidsLimit') : 0,
+    readBytes: sum('readBytes'),
+    writeBytes: sum('writeBytes'),
+    networks: all[0]?.networks ?? [],
+  };
+}
+
 const big = (value: number): bigint => BigInt(Math.max(0, Math.round(value)));
 
 /** The agent tells no inactive share of the page cache: all of it counts as reclaimable, as a fresh cache is. */

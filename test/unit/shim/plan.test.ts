@@ -100,6 +100,26 @@ test('the host’s namespaces are refused by Kubernetes’ name, a shared pid na
   assert.ok(!shared.spec.linux.namespaces.some(({ type }) => type === 'pid'));
 });
 
+test('a container without a pid namespace gets one, unless it is a pod’s own', () => {
+  const { namespaces } = criSpec().linux as { namespaces: { type: string }[] };
+  const without = linux({ namespaces: namespaces.filter(({ type }) => type !== 'pid') });
+  const inPod = { 'io.kubernetes.cri.container-type': 'container', 'io.kubernetes.cri.sandbox-id': 'pod' };
+  for (const annotations of [{}, inPod])
+    assert.equal(plan(bundleOf(criSpec({ ...without, annotations }))).sharePidNamespace, false);
+  assert.throws(() => plan(bundleOf(criSpec(without))), /pid namespace cannot be used/);
+});
+
+test('shared memory: a pod’s container has the pod’s also where it asks for its own', () => {
+  const mounts = [{ destination: '/dev/shm', type: 'tmpfs', source: 'shm', options: ['size=65536k'] }];
+  const sourceOf = (annotations: Record<string, string>) =>
+    plan(bundleOf(criSpec({ mounts, annotations }))).spec.mounts[0]?.source;
+  assert.equal(sourceOf({}), 'shm');
+  assert.equal(
+    sourceOf({ 'io.kubernetes.cri.container-type': 'container', 'io.kubernetes.cri.sandbox-id': 'pod' }),
+    '/run/kata-containers/sandbox/shm',
+  );
+});
+
 test('mounts: shares, the pod’s shared memory, volumes in memory, the guest’s own devices and kernel files', () => {
   const empty = '/var/lib/kubelet/pods/1/volumes/kubernetes.io~empty-dir/cache';
   const mounts = [

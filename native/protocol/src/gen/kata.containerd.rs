@@ -280,12 +280,14 @@ pub struct StartSandboxRequest {
     #[prost(string, tag = "1")]
     pub sandbox_id: ::prost::alloc::string::String,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StartSandboxResponse {
     #[prost(uint32, tag = "1")]
     pub pid: u32,
     #[prost(message, optional, tag = "2")]
     pub created_at: ::core::option::Option<Timestamp>,
+    #[prost(message, optional, tag = "3")]
+    pub spec: ::core::option::Option<Any>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PlatformRequest {

@@ -39,7 +39,7 @@ describe('a pod of the sandbox service', () => {
     );
     assert.match(
       seen,
-      /^web\nweb\nsearch test\.svc svc\nnameserver 10\.96\.0\.10\noptions ndots:5\n[1-9]\d*\n[^]*inet 10\.88\.0\./,
+      /^web\nweb\nsearch test\.svc svc\nnameserver 10\.96\.0\.10\noptions ndots:5\n[1-9]\d*\n.*inet 10\.88\.0\./s,
     );
     assert.equal(await containerd.crictl('exec', '--sync', second, 'cat', '/dev/shm/file'), 'here');
     // The machine is made for what kubelet would have told: 256 MiB, what the guest needs, and no more.

@@ -3,14 +3,13 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { type Counts, cargoTests, countMismatch, nodeTests, type Outcome, run } from './support/runner.ts';
 
-// Runs the suites, two lanes side by side: what computes, and what boots virtual machines. Ends with one line that counts.
+// Runs the suites, two lanes side by side: what computes, and what boots virtual machines; whichever is done first goes on with
+// the files of the cluster's suites, whose tools compile from the start. Ends with one line that counts.
 // The number of tests that ran is compared with test/expected.json, so that none vanishes silently.
 
 const REPO = resolve(import.meta.dirname, '..');
-const SUITES = ['lint', 'unit', 'native', 'e2e', 'fault', 'cluster'] as const;
+const SUITES = ['lint', 'unit', 'native', 'e2e', 'fault', 'critest', 'cluster'] as const;
 type Suite = (typeof SUITES)[number];
-/** Run when they are asked for by name. */
-const ON_REQUEST: readonly Suite[] = ['cluster'];
 
 const testFiles = (directory: string): string[] =>
   readdirSync(join(REPO, directory), { recursive: true })
@@ -61,6 +60,7 @@ async function lint(): Promise<Outcome> {
       '-y',
       '-q',
       '--no-install-recommends',
+      '-oDPkg::Lock::Timeout=600',
       'rustfmt-web',
       'rust-web-clippy',
     ]);
@@ -73,6 +73,12 @@ async function lint(): Promise<Outcome> {
 
 const inNamespaces = (suite: Suite): Promise<Outcome> =>
   nodeTests(REPO, suite, testFiles(`test/${suite}`), { namespaces: true });
+
+/** Both lanes call it, and each file is run by the one that comes for it first. */
+function shared(suite: Suite): () => Promise<Outcome> {
+  const files = testFiles(`test/${suite}`).values();
+  return () => nodeTests(REPO, suite, files, { namespaces: 'cluster' });
+}
 
 const RUN: Record<Suite, () => Promise<Outcome>> = {
   lint,
@@ -87,7 +93,8 @@ const RUN: Record<Suite, () => Promise<Outcome>> = {
   },
   e2e: () => inNamespaces('e2e'),
   fault: () => inNamespaces('fault'),
-  cluster: () => nodeTests(REPO, 'cluster', testFiles('test/cluster'), { namespaces: 'cluster' }),
+  critest: shared('critest'),
+  cluster: shared('cluster'),
 };
 
 async function lane(suites: readonly Suite[]): Promise<Outcome[]> {
@@ -96,26 +103,47 @@ async function lane(suites: readonly Suite[]): Promise<Outcome[]> {
   return outcomes;
 }
 
+/** One outcome of each suite. */
+function merge(outcomes: readonly Outcome[]): Outcome[] {
+  const merged: Outcome[] = [];
+  for (const { suite, counts } of outcomes) {
+    const known = merged.find((one) => one.suite === suite);
+    if (known === undefined) merged.push({ suite, counts });
+    else for (const key of ['passed', 'failed', 'skipped'] as const) known.counts[key] += counts[key];
+  }
+  return merged;
+}
+
 const asked = process.argv.slice(2).filter((name) => name !== 'all');
 for (const name of asked)
   if (!SUITES.includes(name as Suite)) {
     process.stderr.write(`test/run: no suite "${name}"; there are ${SUITES.join(', ')}, all\n`);
     process.exit(2);
   }
-const wanted =
-  asked.length === 0
-    ? SUITES.filter((suite) => !ON_REQUEST.includes(suite))
-    : SUITES.filter((suite) => asked.includes(suite));
-const boots: Suite[] = wanted.filter((suite) => ['e2e', 'fault', 'cluster'].includes(suite));
-// Rust comes with set-up, too.
-const installs = wanted.some((suite) => suite !== 'unit');
+const wanted = SUITES.filter((suite) => asked.length === 0 || asked.includes(suite));
+const only = (...suites: Suite[]): Suite[] => wanted.filter((suite) => suites.includes(suite));
+const onCluster = only('critest', 'cluster');
 if (!(await installTestPackages())) process.exit(1);
-// Tests of the vsock device run also where the kernel would do its work.
+// Compiling Go takes minutes: it goes beside everything else, and only the cluster's suites wait for it.
+const ending = new AbortController();
+const clusterSetup =
+  onCluster.length === 0
+    ? Promise.resolve(true)
+    : run(REPO, 'setup', 'test/cluster/setup', [], { signal: ending.signal });
+// Tests of the vsock device run also where the kernel would do its work. Rust comes with set-up, too.
 const setup = ['KATA_VSOCK=hybrid', './kata', 'setup', '--all'];
-if (installs && !(await run(REPO, 'setup', 'env', setup))) process.exit(1);
-if (wanted.includes('cluster') && !(await run(REPO, 'setup', 'test/cluster/setup', []))) process.exit(1);
+if (wanted.some((suite) => suite !== 'unit') && !(await run(REPO, 'setup', 'env', setup))) {
+  ending.abort();
+  process.exit(1);
+}
 
-const outcomes = (await Promise.all([lane(wanted.filter((suite) => !boots.includes(suite))), lane(boots)])).flat();
+const lanes = [only('lint', 'unit', 'native'), only('e2e', 'fault')].map(async (suites) => {
+  const outcomes = await lane(suites);
+  if (onCluster.length === 0) return outcomes;
+  if (await clusterSetup) return [...outcomes, ...(await lane(onCluster))];
+  return [...outcomes, ...onCluster.map((suite) => ({ suite, counts: { passed: 0, failed: 1, skipped: 0 } }))];
+});
+const outcomes = merge((await Promise.all(lanes)).flat());
 const expected: Record<string, number> = JSON.parse(readFileSync(join(REPO, 'test/expected.json'), 'utf8'));
 const total: Counts = { passed: 0, failed: 0, skipped: 0 };
 for (const { suite, counts } of outcomes) {

@@ -21,15 +21,15 @@ export async function run(
   suite: string,
   command: string,
   args: readonly string[],
-  onLine: (line: string) => void = () => {},
+  { onLine, signal }: { onLine?: (line: string) => void; signal?: AbortSignal } = {},
 ): Promise<boolean> {
   const started = Date.now();
   // A test runner inside a test would take itself for a part of that and run nothing.
   const { NODE_TEST_CONTEXT: _, ...env } = process.env;
-  const child = spawn(command, args, { cwd, env, stdio: ['ignore', 'pipe', 'pipe'] });
+  const child = spawn(command, args, { cwd, env, stdio: ['ignore', 'pipe', 'pipe'], signal });
   const readers = [child.stdout, child.stderr].map(async (stream) => {
     for await (const line of createInterface({ input: stream })) {
-      onLine(line);
+      onLine?.(line);
       process.stdout.write(`${suite} | ${line}\n`);
     }
   });
@@ -54,14 +54,15 @@ export async function run(
 export async function nodeTests(
   repo: string,
   suite: string,
-  files: readonly string[],
+  files: Iterable<string>,
   options: { namespaces?: boolean | 'cluster' },
 ): Promise<Outcome> {
   const counts: Counts = { passed: 0, failed: 0, skipped: 0 };
   const directory = mkdtempSync(join(tmpdir(), 'kt-count-'));
-  const batches = options.namespaces ? files.map((file) => [file]) : [files];
-  for (const [index, batch] of batches.entries()) {
-    const result = join(directory, String(index));
+  // Only the next file is taken: somebody else may take the one after that.
+  for (const batch of options.namespaces ? oneByOne(files) : [[...files]]) {
+    const result = join(directory, 'counts');
+    rmSync(result, { force: true });
     const reporters = [
       ...['--test-reporter=spec', '--test-reporter-destination=stdout'],
       ...[`--test-reporter=${join(repo, 'test/support/count-reporter.ts')}`, `--test-reporter-destination=${result}`],
@@ -84,6 +85,10 @@ export async function nodeTests(
   return { suite, counts };
 }
 
+function* oneByOne(files: Iterable<string>): Generator<string[]> {
+  for (const file of files) yield [file];
+}
+
 function readCounts(path: string): Counts {
   try {
     return JSON.parse(readFileSync(path, 'utf8'));
@@ -95,7 +100,7 @@ function readCounts(path: string): Counts {
 /** Runs cargo's tests and adds up its "test result" lines. */
 export async function cargoTests(repo: string, suite: string, args: readonly string[]): Promise<Outcome> {
   const counts: Counts = { passed: 0, failed: 0, skipped: 0 };
-  const ok = await run(repo, suite, 'cargo', args, (line) => {
+  const onLine = (line: string): void => {
     const result =
       /^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored/.exec(line) ??
       // native/container's tests fork, so they have a harness of their own.
@@ -104,7 +109,8 @@ export async function cargoTests(repo: string, suite: string, args: readonly str
     counts.passed += Number(result[1]);
     counts.failed += Number(result[2]);
     counts.skipped += Number(result[3]);
-  });
+  };
+  const ok = await run(repo, suite, 'cargo', args, { onLine });
   if (!ok && counts.failed === 0) counts.failed += 1;
   return { suite, counts };
 }

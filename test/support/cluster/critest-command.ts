@@ -27,6 +27,9 @@ function commit(): string {
   return output('git', 'rev-parse', 'HEAD') + (isChanged ? ' and changes' : '');
 }
 
+/** The sources that run are those of the beginning. */
+const COMMIT = commit();
+
 async function runOn(version: ContainerdVersion, handler: string): Promise<CritestRun> {
   const containerd = await Containerd.start({ version, kata: handler === 'kata' });
   const started = Date.now();
@@ -38,7 +41,7 @@ async function runOn(version: ContainerdVersion, handler: string): Promise<Crite
   if (left.length > 0) say(`left behind: ${left.map(({ kind, what }) => `${kind} ${what}`).join('\n  ')}`);
   return {
     date: new Date().toISOString().slice(0, 10),
-    commit: commit(),
+    commit: COMMIT,
     containerd: /RuntimeVersion:\s+(\S+)/.exec(about)?.[1] ?? 'unknown',
     runc: /runc version (\S+)/.exec(output(unpacked('runc', 'usr/sbin/runc'), '--version'))?.[1] ?? 'unknown',
     critest: '1.36.0',

@@ -12,11 +12,12 @@ const rooms = {
   storage: ['base', 'model', 'os', 'oci'],
   network: ['base', 'model', 'os'],
   api: ['base'],
+  config: ['base'],
   sandbox: ['base', 'model', 'os', 'oci', 'rpc', 'hypervisor', 'agent', 'storage', 'image', 'api'],
   engine: ['base', 'model', 'os', 'oci', 'hypervisor', 'agent', 'storage', 'image', 'api', 'sandbox'],
-  shim: ['base', 'model', 'os', 'oci', 'network', 'ttrpc', 'rpc', 'agent', 'storage', 'api', 'sandbox', 'engine'],
+  shim: ['base', 'model', 'os', 'oci', 'config', 'network', 'ttrpc', 'rpc', 'agent', 'storage', 'api', 'sandbox', 'engine'],
   setup: ['base', 'model', 'os', 'image'],
-  cli: ['base', 'api', 'setup'],
+  cli: ['base', 'api', 'config', 'setup'],
 };
 
 const forbidden = Object.entries(rooms).map(([room, allowed]) => ({

@@ -30,7 +30,7 @@ import { EventForwarder, ShimDoors } from './shim/index.ts';
 /**
  * katad's main, and the one file that knows the concrete drivers.
  * `node katad --root DIR --run DIR --assets DIR [--idle-minutes N] [--cgroup-parent NAME]`, started by `kata-keeper daemon`, which holds the lock.
- * Environment: KATA_VSOCK=hybrid|kernel chooses the side of the guests' vsock; KATA_FAILPOINT arms failpoints at the start, KATA_FAILPOINTS=1 serves them over the API (tests).
+ * Environment: KATA_CONF_FILE names configuration.toml; KATA_VSOCK=hybrid|kernel chooses the side of the guests' vsock; KATA_FAILPOINT arms failpoints at the start, KATA_FAILPOINTS=1 serves them over the API (tests).
  */
 const VERSION = '0.1.0';
 
@@ -102,9 +102,17 @@ function services(paths: EnginePaths, cgroupParent: string): SandboxServices {
       ],
       env: Object.entries(process.env)
         .filter(([name]) =>
-          ['PATH', 'HOME', 'LANG', 'KATA_ROOT', 'KATA_RUN', 'KATA_ASSETS', 'KATA_VSOCK', 'KATA_FAILPOINTS'].includes(
-            name,
-          ),
+          [
+            'PATH',
+            'HOME',
+            'LANG',
+            'KATA_ROOT',
+            'KATA_RUN',
+            'KATA_ASSETS',
+            'KATA_CONF_FILE',
+            'KATA_VSOCK',
+            'KATA_FAILPOINTS',
+          ].includes(name),
         )
         .map(([name, value]) => `${name}=${value}`),
       socket: join(paths.run, 'katad.sock'),
@@ -123,6 +131,7 @@ function doors(engine: Engine): Doors {
     capacity: () => ({ cpus: os.availableParallelism(), memoryBytes: os.totalmem(), freeBytes: os.freemem() }),
     rootOf: (pid) => `/proc/${pid}/root`,
     vhostNet: existsSync('/dev/vhost-net'),
+    configFile: process.env.KATA_CONF_FILE,
     cgroupVersion: existsSync('/sys/fs/cgroup/cgroup.controllers') ? 2 : 1,
   });
 }

@@ -70,6 +70,12 @@ function installationEntries(): Entry[] {
       section,
       load: () => import('./commands/uninstall.ts'),
     },
+    {
+      name: 'config',
+      summary: 'Show what configuration.toml makes of a pod',
+      section,
+      load: () => import('./commands/config.ts'),
+    },
     { name: 'guest', summary: 'Manage guest images', section, load: () => import('./commands/guest.ts') },
     { name: 'version', summary: 'Show versions', section, load: () => import('./commands/version.ts') },
     {

@@ -14,6 +14,7 @@ const TAP = /^[A-Za-z0-9_.-]{1,15}$/;
 const MAC = /^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$/;
 const TAG = /^[A-Za-z0-9_.-]{1,35}$/;
 const WORD = /^[A-Za-z0-9_][A-Za-z0-9_.:,=/@+-]*$/;
+const FEATURE = /^[a-z0-9][a-z0-9_.-]{0,40}=(on|off)$/;
 const UID = /^[0-9a-f]{12}$/;
 
 const MEBIBYTE = 2 ** 20;
@@ -57,6 +58,8 @@ export function validateSpec(spec: MachineSpec, capabilities: (machine: MachineT
   if (spec.consoleSocket !== undefined) path(spec.consoleSocket, 'consoleSocket', MAX_SOCKET_PATH);
   for (const word of spec.cmdline) check(WORD.test(word), `cmdline: ${JSON.stringify(word)} is not a kernel parameter`);
   check(spec.cmdline.join(' ').length <= MAX_EXTRA_CMDLINE, `cmdline: over ${MAX_EXTRA_CMDLINE} bytes`);
+  for (const feature of spec.cpuFeatures ?? [])
+    check(FEATURE.test(feature), `cpuFeatures: ${JSON.stringify(feature)} is no feature with =on or =off`);
   if (spec.vsock.mode === 'hybrid') {
     path(spec.vsock.directory, 'vsock.directory', MAX_SOCKET_PATH - 17);
     check(spec.memory.share, 'memory.share: must be true for hybrid vsock');
@@ -111,6 +114,9 @@ function deviceProblems(device: Device, spec: MachineSpec): string[] {
     case 'fs':
       if (!TAG.test(device.tag)) problems.push(`${what}: the tag must match ${TAG.source}`);
       if (!['auto', 'never', 'always', 'metadata'].includes(device.cache)) problems.push(`${what}: no such cache mode`);
+      if (![64, 128, 256, 512, 1024].includes(device.queueSize ?? 1024))
+        problems.push(`${what}: the queue must be a power of two from 64 to 1024`);
+      if (!within(device.threads ?? 0, 0, 64)) problems.push(`${what}: must have 0 to 64 threads`);
       problems.push(...pathProblems(device.sharedDir, `${what}: sharedDir`));
       if (!spec.memory.share) problems.push(`${what}: needs memory.share`);
       if (spec.binaries.virtiofsd === undefined) problems.push(`${what}: needs binaries.virtiofsd`);

@@ -22,15 +22,26 @@ export interface LayersDevice {
   serial?: string;
 }
 
+/** How a shared directory is served. */
+export interface FsTuning {
+  /** virtiofsd's --cache. */
+  cache: 'auto' | 'never' | 'always' | 'metadata';
+  /** Length of the request queue, a power of two from 64 to 1024; absent: 1024. */
+  queueSize?: number | undefined;
+  /** Of virtiofsd's pool, 0 to 64; absent or 0: none. */
+  threads?: number | undefined;
+  posixAcl?: true | undefined;
+  writeback?: true | undefined;
+  directIo?: true | undefined;
+}
+
 /** A host directory shared over virtio-fs. Needs a machine whose memory is shared (`MachineMemory.share`). */
-export interface FsDevice {
+export interface FsDevice extends FsTuning {
   kind: 'fs';
   id: string;
   /** The name that the guest mounts, e.g. "kataShared"; /^[A-Za-z0-9_.-]{1,35}$/. */
   tag: string;
   sharedDir: string;
-  /** virtiofsd's --cache. */
-  cache: 'auto' | 'never' | 'always' | 'metadata';
 }
 
 /** A network card on a tap device that exists in the VMM's network namespace. */

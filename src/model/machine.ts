@@ -1,4 +1,4 @@
-import type { Device } from './device.ts';
+import type { Device, FsTuning } from './device.ts';
 
 export type MachineType = 'q35' | 'microvm';
 export type Accelerator = 'kvm' | 'tcg';
@@ -28,6 +28,16 @@ export interface MachineBinaries {
   virtiofsd?: string;
 }
 
+/** What an administrator may change of a machine. */
+export interface MachineTuning {
+  /** Added to `MachineSpec.cmdline`. */
+  cmdline: readonly string[];
+  cpuFeatures: readonly string[];
+  sharedFs: FsTuning;
+  /** Absent: as long as is usual for the accelerator. */
+  bootTimeoutMs?: number | undefined;
+}
+
 /** Everything that a hypervisor driver needs to know. Plain JSON data: it is kept beside the running machine. */
 export interface MachineSpec {
   /** The sandbox's, 12 hex digits. */
@@ -49,6 +59,8 @@ export interface MachineSpec {
   /** Kernel parameters after the driver's own, each one word: "agent.log=debug". */
   cmdline: readonly string[];
   vsock: VsockSpec;
+  /** Features of the processors, each "name=on" or "name=off". */
+  cpuFeatures?: readonly string[];
   /** Devices present at boot, in order. */
   devices: readonly Device[];
   /** A unix socket on which somebody listens and reads the guest's console; absent: the guest has no console. */

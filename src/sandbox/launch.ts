@@ -1,7 +1,7 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { KataError } from '../base/index.ts';
-import type { Device, MachineSpec } from '../model/index.ts';
+import type { Device, MachineSpec, MachineTuning } from '../model/index.ts';
 import type { KeeperConfig } from '../os/index.ts';
 import { GUEST_SHM } from '../storage/index.ts';
 import { failpoint } from './failpoints.ts';
@@ -28,6 +28,8 @@ export interface BootOptions {
   /** Present at boot. */
   devices: readonly Device[];
   hostname: string;
+  /** Absent: nobody asked for anything else than the usual. */
+  tuning?: MachineTuning;
   phases: Phases;
   signal: AbortSignal;
 }
@@ -87,11 +89,12 @@ async function startMachine(sandbox: Sandbox, options: BootOptions, disk: Promis
 
 async function enterGuest(
   sandbox: Sandbox,
-  { hostname, phases, signal }: Pick<BootOptions, 'hostname' | 'phases' | 'signal'>,
+  { hostname, phases, signal, tuning }: Pick<BootOptions, 'hostname' | 'phases' | 'signal' | 'tuning'>,
   resumed: boolean,
 ): Promise<void> {
   const { keeper, agent, machineHost } = sandbox.links;
-  await phases.time('boot', () => keeper.awaitAgent({ signal, timeoutMs: BOOT_TIMEOUT_MS[sandbox.record.accel] }));
+  const timeoutMs = tuning?.bootTimeoutMs ?? BOOT_TIMEOUT_MS[sandbox.record.accel];
+  await phases.time('boot', () => keeper.awaitAgent({ signal, timeoutMs }));
   failpoint('start.agent-ready');
   const request = {
     sandboxId: sandbox.uid,
@@ -149,9 +152,10 @@ async function launchKeeper(sandbox: Sandbox, signal: AbortSignal): Promise<void
   });
 }
 
-function machineSpec(sandbox: Sandbox, { assets, devices }: BootOptions): MachineSpec {
+function machineSpec(sandbox: Sandbox, { assets, devices, tuning }: BootOptions): MachineSpec {
   const { record, runDir } = sandbox;
   const { guestCid } = sandbox.links.keeper.identity;
+  const cmdline = tuning?.cmdline ?? [];
   return {
     uid: record.uid,
     machine: record.machineType,
@@ -166,9 +170,10 @@ function machineSpec(sandbox: Sandbox, { assets, devices }: BootOptions): Machin
     kernel: assets.guest.kernel,
     initrd: assets.guest.initrd,
     ...(record.vsock === 'kernel'
-      ? { cmdline: [`agent.ready_vport=${guestCid}`], vsock: { mode: 'kernel', guestCid } }
-      : { cmdline: [], vsock: { mode: 'hybrid', directory: join(runDir, 'vsock') } }),
-    devices: [...(record.shared === 'sandbox' ? [sharedDevice(runDir)] : []), ...devices],
+      ? { cmdline: [...cmdline, `agent.ready_vport=${guestCid}`], vsock: { mode: 'kernel', guestCid } }
+      : { cmdline, vsock: { mode: 'hybrid', directory: join(runDir, 'vsock') } }),
+    ...(tuning === undefined || tuning.cpuFeatures.length === 0 ? {} : { cpuFeatures: tuning.cpuFeatures }),
+    devices: [...(record.shared === 'sandbox' ? [sharedDevice(runDir, tuning?.sharedFs)] : []), ...devices],
     consoleSocket: join(runDir, 'console.sock'),
     runDir,
     binaries: assets.binaries,

@@ -31,6 +31,8 @@ export interface ContainerPlan {
   sharePidNamespace?: boolean;
   /** Given to the container beside what its spec names. */
   devices?: readonly GuestDevice[];
+  /** How long the guest may take to create it; absent: as long as is usual. */
+  createTimeoutMs?: number | undefined;
   /** Mounted in the guest beside what the root file system needs: "ephemeral", "local". */
   storages?: readonly GuestMount[];
 }

@@ -182,7 +182,8 @@ export class Sandbox {
       devices: plan.devices ?? [],
       sharePidNamespace: plan.sharePidNamespace ?? false,
     });
-    const bounds = { signal, timeoutMs: plan.filling === undefined ? CREATE_TIMEOUT_MS : FILL_TIMEOUT_MS };
+    const usualMs = plan.filling === undefined ? CREATE_TIMEOUT_MS : FILL_TIMEOUT_MS;
+    const bounds = { signal, timeoutMs: plan.createTimeoutMs ?? usualMs };
     await phases.time('create-container', () =>
       createProcess(keeper, 'create-container', bounds, {
         containerId,

@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import { KataError } from '../base/index.ts';
 import type { Machine } from '../hypervisor/index.ts';
-import type { Device, GuestMount } from '../model/index.ts';
+import type { Device, FsTuning, GuestMount } from '../model/index.ts';
 import { GUEST_SHARED, SHARED_TAG, type Share } from '../storage/index.ts';
 import type { ContainerPlan } from './plan.ts';
 import type { Keeper } from './services.ts';
@@ -20,12 +20,12 @@ export const planShares = (plan: Pick<ContainerPlan, 'rootfs' | 'shares'>): Shar
   ...plan.shares,
 ];
 
-export const sharedDevice = (runDir: string): Device => ({
+export const sharedDevice = (runDir: string, tuning?: FsTuning): Device => ({
   kind: 'fs',
   id: 'shared',
   tag: SHARED_TAG,
   sharedDir: join(runDir, 'shared'),
-  cache: 'auto',
+  ...(tuning ?? { cache: 'auto' }),
 });
 
 export const SHARED_MOUNT: GuestMount = {

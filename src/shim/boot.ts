@@ -1,7 +1,9 @@
-import { KataError } from '../base/index.ts';
+import { formatBytes, KataError } from '../base/index.ts';
+import type { SandboxConfig } from '../config/index.ts';
 import type { VsockMode } from '../model/index.ts';
 import { boot, failpoint, type HostCapacity, machineSize, Phases, type Wanted } from '../sandbox/index.ts';
 import type { Bundle } from './bundle.ts';
+import { tuningOf } from './config.ts';
 import type { Door } from './door.ts';
 
 export interface MachineWish {
@@ -16,6 +18,8 @@ const POD_MEMORY_BYTES = 2 * 2 ** 30;
 /** containerd's sums over a pod's containers, as kubelet tells them (k8s.io/cri-api, LinuxPodSandboxConfig.resources). */
 const SANDBOX = 'io.kubernetes.cri.sandbox-';
 
+export type SizeConfig = Pick<SandboxConfig, 'vcpus' | 'maxVcpus' | 'memoryBytes' | 'maxMemoryBytes'>;
+
 /**
  * What the limits ask of the machine: a single container's own, or the sums of a pod's. Without any, a single container's machine
  * has the engine's default size, a pod's 2 GiB, or half of a host that has less than 4 GiB.
@@ -23,6 +27,7 @@ const SANDBOX = 'io.kubernetes.cri.sandbox-';
 export function wantedBy(
   { role, spec, annotations }: Pick<Bundle, 'role' | 'annotations'> & Partial<Pick<Bundle, 'spec'>>,
   host: Pick<HostCapacity, 'memoryBytes'>,
+  config: SizeConfig = {},
 ): Wanted {
   const { memory, cpu } = spec?.linux.resources ?? {};
   const isPod = role.kind === 'sandbox';
@@ -30,12 +35,30 @@ export function wantedBy(
   const limit = isPod ? told('memory') : (memory?.limit ?? 0);
   const quota = isPod ? told('cpu-quota') : (cpu?.quota ?? 0);
   const period = isPod ? told('cpu-period') : (cpu?.period ?? 0);
-  const fallback = isPod ? Math.min(POD_MEMORY_BYTES, Math.floor(host.memoryBytes / 2)) : 0;
+  const isConfigured = config.memoryBytes !== undefined;
+  const fallback = isPod && !isConfigured ? Math.min(POD_MEMORY_BYTES, Math.floor(host.memoryBytes / 2)) : 0;
   const memoryBytes = limit > 0 ? limit : fallback;
   return {
     ...(memoryBytes > 0 ? { memoryBytes } : {}),
     ...(quota > 0 && period > 0 ? { cpus: quota / period } : {}),
   };
+}
+
+/** The machine for limits and configuration: not less than default_vcpus and default_memory, not more than the bounds. */
+export function sizeOf(wanted: Wanted, host: HostCapacity, config: SizeConfig): { vcpus: number; memoryBytes: number } {
+  const { vcpus = 1, maxVcpus = host.cpus, memoryBytes = 0, maxMemoryBytes = host.memoryBytes } = config;
+  const cpus = Math.max(Math.ceil(wanted.cpus ?? 1), Math.min(vcpus < 0 ? host.cpus : vcpus, host.cpus));
+  const size = machineSize({ ...wanted, cpus }, host);
+  const memory =
+    wanted.memoryBytes === undefined && memoryBytes > 0 ? memoryBytes : Math.max(size.memoryBytes, memoryBytes);
+  const over = (what: string, key: string): KataError =>
+    new KataError('RESOURCE_EXHAUSTED', `the pod's machine would have ${what}`, {
+      phase: 'size',
+      hint: `ask for less; ${key} of the configuration and the host bound it`,
+    });
+  if (memory > Math.min(maxMemoryBytes, host.memoryBytes)) throw over(formatBytes(memory), 'default_maxmemory');
+  if (size.vcpus > maxVcpus) throw over(`${size.vcpus} processors`, 'default_maxvcpus');
+  return { vcpus: size.vcpus, memoryBytes: memory };
 }
 
 /**
@@ -56,7 +79,14 @@ export async function bootSandbox(door: Door, wish: MachineWish): Promise<void> 
       hint: 'run it again',
     });
   const devices = await door.network.prepare();
-  await boot(sandbox, { assets, devices, hostname: wish.hostname, phases: new Phases(), signal });
+  await boot(sandbox, {
+    assets,
+    devices,
+    hostname: wish.hostname,
+    tuning: tuningOf(door.config),
+    phases: new Phases(),
+    signal,
+  });
   await door.network.mirror();
   door.network.follow();
 }
@@ -70,7 +100,7 @@ async function prepare(door: Door, { netns, wanted }: MachineWish): Promise<void
   const { keeper, machineHost } = sandbox.links;
   const vsock = vsockOf(door);
   const assets = services.findAssets(vsock === 'hybrid');
-  const size = machineSize(wanted, services.capacity());
+  const size = sizeOf(wanted, services.capacity(), door.config);
   const accel = await host.accelerator(assets.keeper);
   sandbox.transition(
     { event: 'launch' },

@@ -59,7 +59,11 @@ async function make(door: Door, bundle: Bundle, plan: TaskPlan, context: CallCon
   const { containerId } = plan;
   const { hostname } = bundle.spec;
   if (bundle.role.kind !== 'container')
-    await bootSandbox(door, { hostname, netns: netnsOf(bundle), wanted: wantedBy(bundle, door.services.capacity()) });
+    await bootSandbox(door, {
+      hostname,
+      netns: netnsOf(bundle),
+      wanted: wantedBy(bundle, door.services.capacity(), door.config),
+    });
   await sandbox.join(containerId);
   failpoint('shim.joined');
   const options = { atBoot: false, waitClient: false, phases: new Phases(), signal: new AbortController().signal };
@@ -79,12 +83,17 @@ async function exists(door: Door, id: string): Promise<boolean> {
 }
 
 async function read(door: Door, request: CreateTaskRequest): Promise<{ bundle: Bundle; plan: TaskPlan }> {
-  const { id, stdin, stdout, stderr, terminal, rootfs } = request;
-  const root = door.services.rootOf(door.sandbox.links.keeper.identity.pid);
-  const read = await readBundle(request.bundle, root);
-  const bundle = door.tasks.sandbox === undefined ? read : withPodFiles(read, door.sandbox.runDir);
+  const { id, stdin, stdout, stderr, terminal, rootfs, options } = request;
+  const { settings, services, sandbox } = door;
+  const { pid } = sandbox.links.keeper.identity;
+  const read = await readBundle(request.bundle, services.rootOf(pid));
+  const bundle = door.tasks.sandbox === undefined ? read : withPodFiles(read, sandbox.runDir);
+  const { annotations } = bundle;
+  // A machine keeps what it was begun with.
+  if (bundle.role.kind === 'container') settings.checkContainer(pid, annotations, options);
+  else if (sandbox.record.state.status === 'waiting') settings.resolve(pid, annotations, options);
   const stdio = { stdin, stdout, stderr, containerId: id, namespace: door.file.namespace };
-  return { bundle, plan: planTask({ taskId: id, bundle, rootfs, stdio, terminal }) };
+  return { bundle, plan: planTask({ taskId: id, bundle, rootfs, stdio, terminal, config: door.config }) };
 }
 
 /** The first task makes the machine, the others join it. */

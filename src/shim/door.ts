@@ -1,6 +1,8 @@
 import { KataError } from '../base/index.ts';
+import type { SandboxConfig } from '../config/index.ts';
 import type { DoorAnswer, DoorCall } from '../os/index.ts';
 import { failpoint, type Keeper, type ProcessEnd, type Sandbox, type SandboxEvents } from '../sandbox/index.ts';
+import type { DoorConfig } from './config.ts';
 import type { DoorFile } from './door-file.ts';
 import type { Method } from './method.ts';
 import { PodNetwork } from './network.ts';
@@ -22,6 +24,7 @@ export interface DoorOptions {
   file: DoorFile;
   tasks: Tasks;
   services: ShimServices;
+  settings: DoorConfig;
   /** Nothing of the sandbox is left. */
   onGone(uid: string): void;
 }
@@ -32,6 +35,7 @@ export class Door {
   readonly tasks: Tasks;
   readonly tell: TaskEvents;
   readonly services: ShimServices;
+  readonly settings: DoorConfig;
   readonly network = new PodNetwork(this);
   readonly #onGone: (uid: string) => void;
   /** Calls whose work is under way or whose answer could not be given yet. */
@@ -45,12 +49,17 @@ export class Door {
     this.file = options.file;
     this.tasks = options.tasks;
     this.services = options.services;
+    this.settings = options.settings;
     this.#onGone = options.onGone;
     this.tell = new TaskEvents(options.services.events, options.file, () => this.pid);
   }
 
   log(message: string): void {
     this.services.sandbox.log(`sandbox ${this.file.uid}: ${message}`);
+  }
+
+  get config(): SandboxConfig {
+    return this.settings.current;
   }
 
   get sandbox(): Sandbox {

@@ -4,6 +4,7 @@ import { basename, join } from 'node:path';
 import { KataError } from '../base/index.ts';
 import type { Doors, Engine } from '../engine/index.ts';
 import { adopt, Sandbox, type SandboxRecord } from '../sandbox/index.ts';
+import { DoorConfig } from './config.ts';
 import { Door } from './door.ts';
 import { doorPath, readDoor } from './door-file.ts';
 import { sandboxMethods, watchSandbox } from './sandbox-service.ts';
@@ -20,6 +21,8 @@ export class ShimDoors implements Doors {
   readonly #engine: Pick<Engine, 'sandboxes'>;
   readonly #services: ShimServices;
   readonly #taken = new Map<string, Promise<void>>();
+  /** Warnings of the configuration that are in the log. */
+  readonly #told = new Set<string>();
 
   constructor(engine: Pick<Engine, 'sandboxes'>, services: ShimServices) {
     this.#engine = engine;
@@ -73,6 +76,13 @@ export class ShimDoors implements Doors {
       file,
       tasks: new Tasks(this.#dir(uid)),
       services: this.#services,
+      settings: new DoorConfig({
+        runDir: this.#dir(uid),
+        services: this.#services,
+        startOptions: file.options,
+        told: this.#told,
+        log: (message) => services.log(`sandbox ${uid}: ${message}`),
+      }),
       onGone: () => {
         this.#engine.sandboxes.delete(uid);
         this.#taken.delete(uid);

@@ -1,4 +1,5 @@
 import { KataError, Mutex } from '../base/index.ts';
+import type { SandboxConfig } from '../config/index.ts';
 import type { NetDevice } from '../model/index.ts';
 import { compareNetworks, type NetworkPlan, planNetwork } from '../network/index.ts';
 import { failpoint, type Sandbox } from '../sandbox/index.ts';
@@ -11,6 +12,7 @@ const RETRY_MS = 1_000;
 
 /** What the network takes of its door. */
 interface Owner {
+  readonly config: Pick<SandboxConfig, 'vhostNet' | 'networkModel'>;
   readonly sandbox: Sandbox;
   readonly services: Pick<ShimServices, 'vhostNet'>;
   log(message: string): void;
@@ -97,12 +99,12 @@ export class PodNetwork {
   async #plan(): Promise<NetworkPlan> {
     const { sandbox, services } = this.#door;
     const { state } = await sandbox.links.keeper.readNetwork(0n, { timeoutMs: READ_TIMEOUT_MS });
-    return planNetwork(state, { vhost: services.vhostNet });
+    return planNetwork(state, { vhost: services.vhostNet && this.#door.config.vhostNet });
   }
 
   async #attach(link: number, device: NetDevice): Promise<void> {
     const { keeper } = this.#door.sandbox.links;
-    await keeper.attachTap({ link, tap: device.tap, model: 'tcfilter', queues: device.queues });
+    await keeper.attachTap({ link, tap: device.tap, model: this.#door.config.networkModel, queues: device.queues });
     failpoint('shim.tap-attached');
   }
 }

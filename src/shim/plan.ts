@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import { posix } from 'node:path';
 import { KataError } from '../base/index.ts';
+import type { SandboxConfig } from '../config/index.ts';
 import type { GuestMount } from '../model/index.ts';
 import type { Device, Mount, Spec } from '../oci/index.ts';
 import type { RootfsMount, Stdio } from '../os/index.ts';
@@ -22,6 +23,7 @@ export interface TaskPlan {
   stdin: boolean;
   /** Every container of the pod is in one pid namespace. */
   sharePidNamespace: boolean;
+  createTimeoutMs?: number | undefined;
   /** What the pod asked for and does not get, each a sentence for a person. */
   warnings: readonly string[];
 }
@@ -33,6 +35,7 @@ export interface TaskInput {
   rootfs: readonly RootfsMount[];
   stdio: Stdio;
   terminal: boolean;
+  config: Pick<SandboxConfig, 'guestSeccomp' | 'createTimeoutMs'>;
 }
 
 /** Mount types that the guest makes by itself. */
@@ -54,7 +57,7 @@ const COMMON_DEVICES = (device: { major: number; minor: number }): boolean =>
 
 /** Pure. INVALID_ARGUMENT for what cannot be done in a guest at all; what can be left out is left out with a warning. */
 export function planTask(input: TaskInput): TaskPlan {
-  const { taskId, bundle, stdio } = input;
+  const { taskId, bundle, stdio, config } = input;
   const { spec } = bundle;
   const rootfs = snapshotRootfs({
     containerId: taskId,
@@ -75,6 +78,7 @@ export function planTask(input: TaskInput): TaskPlan {
     stdio,
     stdin: stdio.stdin !== '',
     sharePidNamespace,
+    createTimeoutMs: config.createTimeoutMs,
     warnings,
     spec: {
       ociVersion: spec.ociVersion,
@@ -83,7 +87,12 @@ export function planTask(input: TaskInput): TaskPlan {
       hostname: spec.hostname,
       mounts: [...mounts],
       annotations: {},
-      linux: planLinux(spec, taskId, namespaces, planDevices(spec, warnings)),
+      linux: planLinux(
+        config.guestSeccomp ? spec : withoutSeccomp(spec),
+        taskId,
+        namespaces,
+        planDevices(spec, warnings),
+      ),
     },
   };
 }
@@ -118,6 +127,8 @@ function planLinux(
     readonlyPaths: linux.readonlyPaths,
   };
 }
+
+const withoutSeccomp = (spec: BundleSpec): BundleSpec => ({ ...spec, linux: { ...spec.linux, seccomp: undefined } });
 
 /** A quota of -1 is "none", as its absence is. */
 const positive = (value: number | undefined): number | undefined =>

@@ -25,11 +25,10 @@ export function sandboxMethods(door: Door): Readonly<Record<string, Method>> {
         throw new KataError('ALREADY_EXISTS', `there is a sandbox ${door.file.id} already`);
       if (tasks.sandbox === undefined) {
         if (tasks.all.length > 0) throw new KataError('CONFLICT', 'the sandbox was made by a task');
-        const { sandbox, services } = door;
-        const { hostname, annotations, files } = podConfig(
-          request.options,
-          services.rootOf(sandbox.links.keeper.identity.pid),
-        );
+        const { sandbox, services, settings } = door;
+        const { pid } = sandbox.links.keeper.identity;
+        const { hostname, annotations, files } = podConfig(request.options, services.rootOf(pid));
+        settings.resolve(pid, { ...request.annotations, ...annotations }, undefined);
         writePodFiles(sandbox.runDir, files);
         // What StartSandbox needs of this call outlives an engine in between.
         tasks.setSandbox({ status: 'created', createdAt: now(), netns: request.netns_path, hostname, annotations });
@@ -41,7 +40,7 @@ export function sandboxMethods(door: Door): Readonly<Record<string, Method>> {
       if (sandbox.status === 'stopping' || sandbox.status === 'stopped')
         throw new KataError('CONFLICT', `the sandbox is ${sandbox.status}`, { phase: 'sandbox' });
       const { hostname, netns, annotations } = sandbox;
-      const wanted = wantedBy({ role: { kind: 'sandbox' }, annotations }, door.services.capacity());
+      const wanted = wantedBy({ role: { kind: 'sandbox' }, annotations }, door.services.capacity(), door.config);
       await bootSandbox(door, { hostname, netns: netns || undefined, wanted });
       tasks.setSandbox({ ...sandbox, status: 'ready' });
       watchSandbox(door);

@@ -18,6 +18,10 @@ export interface ShimServices {
   rootOf(keeperPid: number): string;
   /** The host's kernel can move packets to and from machines (/dev/vhost-net). */
   vhostNet: boolean;
+  /** KATA_CONF_FILE of the engine's environment. */
+  configFile?: string | undefined;
+  /** Where configuration.toml is looked for; absent: upstream's places. */
+  configPaths?: readonly string[];
   /** Of the host: containerd's readers expect the counters in its shape. */
   cgroupVersion: 1 | 2;
 }

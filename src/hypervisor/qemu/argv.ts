@@ -29,7 +29,7 @@ export function qemuArgv(spec: MachineSpec): string[] {
     ...['-M', q35 ? `${Q35},hpet=${usesHpet(spec) ? 'on' : 'off'}` : MICROVM],
     ...(q35 ? [] : ['-global', 'virtio-mmio.force-legacy=false']),
     ...['-accel', spec.accel === 'tcg' ? 'tcg,thread=multi' : 'kvm'],
-    ...['-cpu', spec.accel === 'tcg' ? EMULATED_CPU : 'host'],
+    ...['-cpu', [spec.accel === 'tcg' ? EMULATED_CPU : 'host', ...(spec.cpuFeatures ?? [])].join(',')],
     ...['-smp', smp(spec)],
     ...['-m', memory(spec)],
     ...[
@@ -136,7 +136,7 @@ function coldDevice(spec: MachineSpec, device: Device, index: number): string[] 
         on(
           spec,
           'vhost-user-fs',
-          `chardev=${chardevId(device)},tag=${device.tag},queue-size=1024,id=${device.id}`,
+          `chardev=${chardevId(device)},tag=${device.tag},queue-size=${queueSize(device)},id=${device.id}`,
           slot,
         ),
       ],
@@ -181,6 +181,7 @@ const cardProperties = (device: NetDevice): string => {
   return `netdev=${netId(device)},mac=${device.mac},host_mtu=${device.mtu}${several}`;
 };
 
+const queueSize = (device: FsDevice): number => device.queueSize ?? 1024;
 export const chardevId = (device: FsDevice): string => `c-${device.id}`;
 /** A block node's name is at most 31 bytes, as long as a device's id may be; QEMU keeps the two apart. */
 export const nodeName = (device: BlockDevice | LayersDevice): string => device.id;
@@ -208,7 +209,13 @@ export function blockNode(spec: MachineSpec, device: BlockDevice | LayersDevice)
 export function hotDevice(device: Device, slot: number): Record<string, unknown> {
   const place = { id: device.id, bus: BRIDGE_ID, addr: `0x${slot.toString(16)}` };
   if (device.kind === 'fs')
-    return { driver: 'vhost-user-fs-pci', chardev: chardevId(device), tag: device.tag, 'queue-size': 1024, ...place };
+    return {
+      driver: 'vhost-user-fs-pci',
+      chardev: chardevId(device),
+      tag: device.tag,
+      'queue-size': queueSize(device),
+      ...place,
+    };
   if (device.kind === 'net')
     return {
       driver: 'virtio-net-pci',
@@ -254,5 +261,9 @@ export function virtiofsdArgv(binary: string, spec: MachineSpec, device: FsDevic
     '--inode-file-handles=never',
     '--rlimit-nofile=0',
     '--log-level=warn',
+    ...(device.threads === undefined ? [] : [`--thread-pool-size=${device.threads}`]),
+    ...(device.posixAcl ? ['--posix-acl'] : []),
+    ...(device.writeback ? ['--writeback'] : []),
+    ...(device.directIo ? ['--allow-direct-io'] : []),
   ];
 }

@@ -9,7 +9,7 @@ import { KataError } from '../../../src/base/index.ts';
 import { Engine } from '../../../src/engine/engine.ts';
 import type { Hypervisor, Machine, MachineHost } from '../../../src/hypervisor/index.ts';
 import type { ImageStore } from '../../../src/image/index.ts';
-import type { VsockMode } from '../../../src/model/index.ts';
+import type { MachineSpec, VsockMode } from '../../../src/model/index.ts';
 import type { DoorAnswer, DoorCall, JournalEntry, KeeperState } from '../../../src/os/index.ts';
 import type { Keeper, SandboxHost } from '../../../src/sandbox/index.ts';
 
@@ -25,6 +25,8 @@ export class FakeKeeper {
   readonly processes = new Map<string, { containerId: string; execId: string; started: boolean; exited: boolean }>();
   readonly spawned = new Set<string>();
   readonly shares = new Set<string>();
+  /** Everything that was ever shared. */
+  readonly sources: [id: string, source: Parameters<Keeper['share']>[1]][] = [];
   readonly signals: string[] = [];
   readonly #operations = new Set<string>();
   acknowledged = 0;
@@ -177,9 +179,10 @@ export class FakeKeeper {
         return { name, pid: VMM_PID, startTimeTicks: 1, running: true, waitStatus: 0 };
       },
       signalSpawned: async () => check(),
-      share: async (id) => {
+      share: async (id, source) => {
         check();
         self.shares.add(id);
+        self.sources.push([id, source]);
         return { isDirectory: true };
       },
       unshare: async (id) => {
@@ -338,6 +341,8 @@ export class World {
   readonly keepers = new Map<string, FakeKeeper>();
   readonly cgroups = new Set<string>();
   readonly logs: string[] = [];
+  /** Of every machine that was made. */
+  readonly specs: MachineSpec[] = [];
   /** Names of steps that fail, each once. */
   readonly failing = new Set<string>();
   /** Names of steps after whose effect the engine never goes on: it was killed there. */
@@ -403,10 +408,14 @@ export class World {
           layers: [{ diffId: 'sha256:2', path: '/layer.erofs', sizeBytes: 4096 }],
         }),
       } as unknown as ImageStore,
-      findAssets: ({ vsockDevice }) => ({
+      findAssets: ({ vsockDevice, sharing }) => ({
         keeper: '/keeper',
         mkfs: '/mkfs',
-        binaries: { vmm: '/qemu', ...(vsockDevice ? { vsockDevice: '/vsock' } : {}) },
+        binaries: {
+          vmm: '/qemu',
+          ...(vsockDevice ? { vsockDevice: '/vsock' } : {}),
+          ...(sharing ? { virtiofsd: '/virtiofsd' } : {}),
+        },
         guest: { digest: 'abc', kernel: '/k', initrd: '/i' },
       }),
     });
@@ -485,7 +494,7 @@ export class World {
   }
 
   #hypervisor(): Hypervisor {
-    const machine = (spec: unknown, host: MachineHost): Machine => {
+    const machine = (spec: MachineSpec, host: MachineHost): Machine => {
       const plugged: string[] = [];
       return {
         start: async () => {
@@ -509,7 +518,7 @@ export class World {
         },
         addressOf: () => ({ driver: 'blk', source: '02', parts: [{ startSector: 0, sectors: 8 }] }),
         agentAddress: { mode: 'hybrid', socket: '' },
-        describe: () => ({ driver: 'fake', version: 1, spec: spec as never, plugged: [] }),
+        describe: () => ({ driver: 'fake', version: 1, spec, plugged: [] }),
         onEvent: () => () => {},
         detach: () => {},
       };
@@ -524,7 +533,10 @@ export class World {
         hotplugSlots: 8,
         coldplugSlots: 8,
       }),
-      create: machine,
+      create: (spec, host) => {
+        this.specs.push(spec);
+        return machine(spec, host);
+      },
       adopt: async (persisted, host) => machine(persisted.spec, host),
     };
   }

@@ -185,6 +185,8 @@ const FIELDS: readonly ((text: string) => Partial<MachineSpec>)[] = [
   (text) => ({ runDir: text }),
   (text) => ({ consoleSocket: text }),
   (text) => ({ cmdline: [text] }),
+  (text) => ({ cpuFeatures: [text] }),
+  (text) => ({ cpuFeatures: [`${text}=on`] }),
   (text) => ({ memory: { name: text, share: true } }),
   (text) => ({ vsock: { mode: 'hybrid', directory: text } }),
   (text) => ({ binaries: { vmm: text, vsockDevice: text, virtiofsd: text } }),
@@ -232,6 +234,38 @@ test('no string becomes a second option, word or line of a command line', () => 
     { numRuns: 3000 },
   );
   assert.ok(accepted > 50, `only ${accepted} of the strings were accepted`);
+});
+
+test('features of the processors, and how a share is served', () => {
+  const tuned: FsDevice = {
+    ...fs,
+    cache: 'never',
+    queueSize: 128,
+    threads: 4,
+    posixAcl: true,
+    writeback: true,
+    directIo: true,
+  };
+  const spec = machineSpec({ devices: [tuned], cpuFeatures: ['pmu=off', 'vmx=on'] });
+  validateSpec(spec, qemu.capabilities);
+  const argv = qemuArgv(spec);
+  assert.equal(argv[argv.indexOf('-cpu') + 1], 'max,-erms,pmu=off,vmx=on');
+  assert.ok(argv.some((word) => word.includes('vhost-user-fs-pci') && word.includes('queue-size=128')));
+  assert.equal(hotDevice(tuned, 1)['queue-size'], 128);
+  assert.deepEqual(virtiofsdArgv('/v', spec, tuned).slice(-4), [
+    ...['--thread-pool-size=4', '--posix-acl', '--writeback', '--allow-direct-io'],
+  ]);
+  assert.ok(virtiofsdArgv('/v', spec, tuned).includes('--cache=never'));
+  for (const wrong of [{ queueSize: 100 }, { queueSize: 2048 }, { threads: 65 }, { threads: -1 }, { threads: 1.5 }])
+    assert.throws(
+      () => validateSpec(machineSpec({ devices: [{ ...fs, ...wrong }] }), qemu.capabilities),
+      { code: 'INVALID_ARGUMENT' },
+      JSON.stringify(wrong),
+    );
+  for (const feature of ['pmu', 'pmu=maybe', 'pmu=off,x=on', '=on', '-erms'])
+    assert.throws(() => validateSpec(machineSpec({ cpuFeatures: [feature] }), qemu.capabilities), {
+      code: 'INVALID_ARGUMENT',
+    });
 });
 
 test('every wrong field is reported at once', () => {

@@ -11,6 +11,7 @@ import { parseProcess, parseResources, parseSpec } from '../../../src/shim/runti
 import { criSpec } from './support.ts';
 
 const STDIO = { stdin: '', stdout: '/run/x/out', stderr: '', containerId: 'abc', namespace: 'k8s.io' };
+const CONFIG = { guestSeccomp: true };
 const bundleOf = (spec: Record<string, unknown>, facts: [string, MountFacts][] = []): Bundle => {
   const parsed = parseSpec(JSON.stringify(spec));
   return {
@@ -22,7 +23,7 @@ const bundleOf = (spec: Record<string, unknown>, facts: [string, MountFacts][] =
   };
 };
 const plan = (bundle: Bundle): TaskPlan =>
-  planTask({ taskId: 'abc', bundle, rootfs: [], stdio: STDIO, terminal: false });
+  planTask({ taskId: 'abc', bundle, rootfs: [], stdio: STDIO, terminal: false, config: CONFIG });
 const linux = (change: Record<string, unknown>) => ({ linux: { ...(criSpec().linux as object), ...change } });
 const bind = (source: string, destination: string, ...options: string[]) => ({
   destination,
@@ -49,7 +50,14 @@ test('a pod sandbox: its namespaces are the guest’s, host paths are gone, limi
 
 test('a snapshotter’s mounts become the root file system', () => {
   const rootfs = [{ type: 'overlay', source: 'overlay', target: '', options: ['lowerdir=/a:/b'] }];
-  const planned = planTask({ taskId: 'abc', bundle: bundleOf(criSpec()), rootfs, stdio: STDIO, terminal: true });
+  const planned = planTask({
+    taskId: 'abc',
+    bundle: bundleOf(criSpec()),
+    rootfs,
+    stdio: STDIO,
+    terminal: true,
+    config: CONFIG,
+  });
   assert.deepEqual(planned.rootfs.shares, [{ id: 'abc', kind: 'mounts', mounts: rootfs }]);
   assert.equal(planned.spec.process.terminal, true);
 });
@@ -170,7 +178,8 @@ test('share names hold nothing of the pod’s words and differ between tasks wit
       const facts: [string, MountFacts][] = [[`/${one}`, { kind: 'directory' }]];
       const spec = criSpec({ mounts: [bind(`/${one}`, `/${two}`)], hostname: two });
       const id = (taskId: string) =>
-        planTask({ taskId, bundle: bundleOf(spec, facts), rootfs: [], stdio: STDIO, terminal: false }).shares[0]?.id;
+        planTask({ taskId, bundle: bundleOf(spec, facts), rootfs: [], stdio: STDIO, terminal: false, config: CONFIG })
+          .shares[0]?.id;
       if (one.startsWith('proc') || one.startsWith('sys') || two === 'dev/shm') return;
       assert.match(id('web-frontend-1') ?? '', /^[0-9a-f]{16}-m0$/);
       assert.notEqual(id('web-frontend-1'), id('web-frontend-2'));

@@ -67,17 +67,20 @@ export class ShimWorld extends World {
   readonly events: string[] = [];
   /** Nanoseconds of each event. */
   readonly times: bigint[] = [];
+  /** Where the engine looks for configuration.toml. */
+  configPaths: readonly string[] = [join(this.dir, 'configuration.toml')];
   keeper!: FakeKeeper;
   running!: Engine;
   doors!: ShimDoors;
 
   /** What `containerd-shim-kata-v2 start` does. */
-  start(role: 'sandbox' | 'single' = 'single'): void {
+  start(role: 'sandbox' | 'single' = 'single', options?: rpc.Any): void {
     mkdirSync(this.runDir, { recursive: true });
     mkdirSync(this.keysDir, { recursive: true });
+    const given = options === undefined ? '' : Buffer.from(rpc.Any.encode(options).finish()).toString('base64');
     const door = {
       ...{ version: 1, uid: this.uid, namespace: 'ns', id: this.sandboxId, containerd: '/c.sock', events: '/e.sock' },
-      ...{ publish_binary: '/ctr', bundle: this.bundle(this.sandboxId), role, debug: false, options: '' },
+      ...{ publish_binary: '/ctr', bundle: this.bundle(this.sandboxId), role, debug: false, options: given },
     };
     writeFileSync(join(this.runDir, 'door.json'), JSON.stringify(door));
     symlinkSync(`../s/${this.uid}`, join(this.keysDir, 'key'));
@@ -103,6 +106,7 @@ export class ShimWorld extends World {
       capacity: () => ({ cpus: 2, memoryBytes: 2 ** 34, freeBytes: 2 ** 33 }),
       rootOf: () => '',
       vhostNet: false,
+      configPaths: this.configPaths,
       cgroupVersion: 1,
     });
     await recover(engine, this.doors);

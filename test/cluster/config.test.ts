@@ -53,7 +53,10 @@ for (const version of ['1.6', '2'] as const)
       assert.ok(memory > 500 && memory < 640, `${memory} MiB`);
       assert.match(await containerd.crictl('exec', id, 'cat', '/proc/cmdline'), / mitigations=off kata_test=seen/);
       const log = readFileSync(join(containerd.kataRoot, 'run/katad.log'), 'utf8');
-      assert.match(log, new RegExp(`configuration: ${path}:5: \\[hypervisor.qemu\\] enable_hugepages = true is not honoured`));
+      assert.match(
+        log,
+        new RegExp(`configuration: ${path}:5: \\[hypervisor.qemu\\] enable_hugepages = true is not honoured`),
+      );
       await containerd.crictl('rmp', '-f', pod.id);
     });
 
@@ -74,7 +77,10 @@ for (const version of ['1.6', '2'] as const)
 
     test('a value that is not possible is in the answer, with its place', async () => {
       write('[hypervisor.qemu]\ndefault_memory = "2G"\n');
-      assert.match(await refused('configured', 'wrong', {}), new RegExp(`${path}:2: .*default_memory must be an integer`));
+      assert.match(
+        await refused('configured', 'wrong', {}),
+        new RegExp(`${path}:2: .*default_memory must be an integer`),
+      );
       write(GOOD);
       const shown = JSON.parse(await containerd.kata('config', '--json', '--file', path));
       assert.deepEqual([shown.files, shown.effective.memoryBytes, shown.warnings.length], [[path], 640 * 2 ** 20, 1]);

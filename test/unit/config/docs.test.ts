@@ -3,7 +3,13 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { parse } from 'smol-toml';
-import { configurationOf, HONOURED, HONOURED_ANNOTATIONS, type Honoured, UNHONOURED } from '../../../src/config/index.ts';
+import {
+  configurationOf,
+  HONOURED,
+  HONOURED_ANNOTATIONS,
+  type Honoured,
+  UNHONOURED,
+} from '../../../src/config/index.ts';
 import { codeBlocks } from '../../support/docs.ts';
 
 // The tables of docs/configuration.md are made from the tables of keys. KATA_UPDATE_DOCS=1 writes them anew.
@@ -28,7 +34,8 @@ const TABLES: Readonly<Record<string, () => string[]>> = {
     }),
   honoured: () =>
     honouredKeys.map(
-      ([key, { check, fallback, effect }]) => `| ${shown(key)} | ${cell(check.allowed)} | ${cell(fallback)} | ${cell(effect)} |`,
+      ([key, { check, fallback, effect }]) =>
+        `| ${shown(key)} | ${cell(check.allowed)} | ${cell(fallback)} | ${cell(effect)} |`,
     ),
   unhonoured: () => {
     const reasons = new Map<string, string[]>();
@@ -53,7 +60,9 @@ test('docs/configuration.md has the keys as they are', () => {
 });
 
 test('the examples of docs/configuration.md are read without a word', () => {
-  const blocks = codeBlocks(REPO).filter(({ file, language }) => file === 'docs/configuration.md' && language === 'toml');
+  const blocks = codeBlocks(REPO).filter(
+    ({ file, language }) => file === 'docs/configuration.md' && language === 'toml',
+  );
   assert.equal(blocks.length, 2);
   for (const { code } of blocks) {
     if ('plugins' in parse(code)) continue;

@@ -1,4 +1,4 @@
-import type { CallOptions, GuestMount, NetworkState, OnceOptions } from '../model/index.ts';
+import type { CallOptions, GrownMachine, GuestMount, NetworkState, OnceOptions } from '../model/index.ts';
 
 export interface GuestDetails {
   agentVersion: string;
@@ -88,6 +88,11 @@ export interface Agent {
   statsContainer(containerId: string, options?: CallOptions): Promise<ContainerStats>;
   /** Brings online what the machine was given: waits for `cpus` more processors, and takes all memory unless cpuOnly. */
   onlineCpuMemory(request: { cpus: number; cpuOnly: boolean }, options?: CallOptions): Promise<void>;
+  /**
+   * Takes what a machine was given into use: resolves when so many processors are online in all, and all of this memory. Only with an
+   * agent that announced "online"; UNIMPLEMENTED otherwise.
+   */
+  online(request: { vcpus: number; memory: GrownMachine['added'] }, options?: CallOptions): Promise<void>;
   /**
    * Makes the guest's network what `state` says; cards are found by their MAC addresses and waited for. Answers what the guest has
    * then. Only with an agent that announced "network"; UNIMPLEMENTED otherwise.

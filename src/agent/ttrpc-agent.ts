@@ -1,5 +1,5 @@
 import { KataError } from '../base/index.ts';
-import type { CallOptions, NetworkState, OnceOptions } from '../model/index.ts';
+import type { CallOptions, GrownMachine, NetworkState, OnceOptions } from '../model/index.ts';
 import * as rpc from '../rpc/agent.ts';
 import * as ext from '../rpc/agent_ext.ts';
 import { Empty } from '../rpc/google/protobuf/empty.ts';
@@ -128,6 +128,20 @@ export class TtrpcAgent implements Agent {
   async onlineCpuMemory({ cpus, cpuOnly }: { cpus: number; cpuOnly: boolean }, options?: CallOptions): Promise<void> {
     const request = { wait: true, nb_cpus: cpus, cpu_only: cpuOnly };
     await this.#agent('OnlineCPUMem', rpc.OnlineCPUMemRequest, request, options);
+  }
+
+  async online(
+    { vcpus, memory }: { vcpus: number; memory: GrownMachine['added'] },
+    options?: CallOptions,
+  ): Promise<void> {
+    const timeoutMs = options?.timeoutMs ?? DEFAULT_TIMEOUT_MS;
+    const request = {
+      cpus: vcpus,
+      memory: memory.map(({ address, bytes }) => ({ address: BigInt(address), bytes: BigInt(bytes) })),
+      // The agent's own wait for hardware ends before ours.
+      timeout_ms: Math.max(1, timeoutMs - 1000),
+    };
+    await this.#call(EXTENSION, 'Online', ext.OnlineRequest, ext.OnlineResponse, request, { ...options, timeoutMs });
   }
 
   async applyNetwork(state: NetworkState, options?: CallOptions): Promise<NetworkState> {

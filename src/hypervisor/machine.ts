@@ -1,4 +1,4 @@
-import type { CallOptions, Device, DeviceAddress, MachineSpec } from '../model/index.ts';
+import type { CallOptions, Device, DeviceAddress, GrownMachine, MachineSize, MachineSpec } from '../model/index.ts';
 
 /** The name among `SpawnOptions.fds` of the kernel's vsock device with the guest's context id set. */
 export const VHOST_VSOCK = 'vhost-vsock';
@@ -69,6 +69,11 @@ export interface Machine {
   plug(device: Device, options?: CallOptions): Promise<DeviceAddress>;
   /** Takes a device out again and waits until the guest let go of it. NOT_FOUND: not plugged after boot. */
   unplug(id: string, options?: CallOptions): Promise<void>;
+  /**
+   * Adds processors and memory until the running machine has at least what is wanted; takes nothing away, and may add more, in whole
+   * blocks. The guest still has to take it into use. Idempotent. RESOURCE_EXHAUSTED, with the numbers. Absent: this machine cannot grow.
+   */
+  grow?(wanted: MachineSize & { blockBytes: number }, options?: CallOptions): Promise<GrownMachine>;
   /** Address of a device of the spec or plugged since; known before `start`. NOT_FOUND. */
   addressOf(id: string): DeviceAddress;
   /** Where the agent and its ports are reached. */

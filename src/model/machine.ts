@@ -38,6 +38,16 @@ export interface MachineTuning {
   bootTimeoutMs?: number | undefined;
 }
 
+export interface MachineSize {
+  vcpus: number;
+  memoryBytes: number;
+}
+
+/** A machine after it grew, and where in its guest's memory what was added since its boot is. */
+export interface GrownMachine extends MachineSize {
+  added: readonly { address: number; bytes: number }[];
+}
+
 /** Everything that a hypervisor driver needs to know. Plain JSON data: it is kept beside the running machine. */
 export interface MachineSpec {
   /** The sandbox's, 12 hex digits. */

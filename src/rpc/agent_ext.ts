@@ -55,6 +55,21 @@ export interface ApplyNetworkResponse {
   state: NetworkState | undefined;
 }
 
+export interface OnlineRequest {
+  cpus: number;
+  memory: GuestMemory[];
+  timeout_ms: number;
+}
+
+/** In the guest's physical addresses; whole memory blocks. */
+export interface GuestMemory {
+  address: bigint;
+  bytes: bigint;
+}
+
+export interface OnlineResponse {
+}
+
 export interface SetLogLevelRequest {
   level: string;
 }
@@ -544,6 +559,201 @@ export const ApplyNetworkResponse: MessageFns<ApplyNetworkResponse> = {
     message.state = (object.state !== undefined && object.state !== null)
       ? NetworkState.fromPartial(object.state)
       : undefined;
+    return message;
+  },
+};
+
+function createBaseOnlineRequest(): OnlineRequest {
+  return { cpus: 0, memory: [], timeout_ms: 0 };
+}
+
+export const OnlineRequest: MessageFns<OnlineRequest> = {
+  encode(message: OnlineRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.cpus !== 0) {
+      writer.uint32(8).uint32(message.cpus);
+    }
+    for (const v of message.memory) {
+      GuestMemory.encode(v!, writer.uint32(18).fork()).join();
+    }
+    if (message.timeout_ms !== 0) {
+      writer.uint32(24).uint32(message.timeout_ms);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): OnlineRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseOnlineRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.cpus = reader.uint32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.memory.push(GuestMemory.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.timeout_ms = reader.uint32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<OnlineRequest>): OnlineRequest {
+    return OnlineRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<OnlineRequest>): OnlineRequest {
+    const message = createBaseOnlineRequest();
+    message.cpus = object.cpus ?? 0;
+    message.memory = object.memory?.map((e) => GuestMemory.fromPartial(e)) || [];
+    message.timeout_ms = object.timeout_ms ?? 0;
+    return message;
+  },
+};
+
+function createBaseGuestMemory(): GuestMemory {
+  return { address: 0n, bytes: 0n };
+}
+
+export const GuestMemory: MessageFns<GuestMemory> = {
+  encode(message: GuestMemory, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.address !== 0n) {
+      if (BigInt.asUintN(64, message.address) !== message.address) {
+        throw new globalThis.Error("value provided for field message.address of type uint64 too large");
+      }
+      writer.uint32(8).uint64(message.address);
+    }
+    if (message.bytes !== 0n) {
+      if (BigInt.asUintN(64, message.bytes) !== message.bytes) {
+        throw new globalThis.Error("value provided for field message.bytes of type uint64 too large");
+      }
+      writer.uint32(16).uint64(message.bytes);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): GuestMemory {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseGuestMemory();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.address = reader.uint64() as bigint;
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.bytes = reader.uint64() as bigint;
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<GuestMemory>): GuestMemory {
+    return GuestMemory.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<GuestMemory>): GuestMemory {
+    const message = createBaseGuestMemory();
+    message.address = (object.address !== undefined && object.address !== null) ? BigInt(object.address) : 0n;
+    message.bytes = (object.bytes !== undefined && object.bytes !== null) ? BigInt(object.bytes) : 0n;
+    return message;
+  },
+};
+
+function createBaseOnlineResponse(): OnlineResponse {
+  return {};
+}
+
+export const OnlineResponse: MessageFns<OnlineResponse> = {
+  encode(_: OnlineResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): OnlineResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseOnlineResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<OnlineResponse>): OnlineResponse {
+    return OnlineResponse.fromPartial(base ?? {});
+  },
+  fromPartial(_: DeepPartial<OnlineResponse>): OnlineResponse {
+    const message = createBaseOnlineResponse();
     return message;
   },
 };

@@ -2,6 +2,7 @@
 use crate::agent::Agent;
 use crate::failure::{internal, invalid, Context, Result};
 use crate::log;
+use kata_protocol::agent_ext::{GuestMemory, OnlineRequest};
 use kata_protocol::grpc::{
     volume_usage::Unit, AgentDetails, GuestDetailsRequest, GuestDetailsResponse, OnlineCpuMemRequest, VolumeCondition,
     VolumeStatsResponse, VolumeUsage,
@@ -18,6 +19,8 @@ const CPUS: &str = "/sys/devices/system/cpu";
 const MEMORY: &str = "/sys/devices/system/memory";
 /// Upstream waits as long for CPUs that the host has just plugged.
 const ONLINE_TIMEOUT: Duration = Duration::from_secs(5);
+/// 8 TiB in the smallest blocks.
+const MAX_MEMORY_BLOCKS: u64 = 65_536;
 const MAX_ENTROPY_BYTES: usize = 4096;
 const MAX_PROBE_ADDRESSES: usize = 4096;
 const MAX_LOG_BYTES: u64 = 4096;
@@ -36,16 +39,18 @@ pub fn details(request: &GuestDetailsRequest) -> Result<GuestDetailsResponse> {
         ..Default::default()
     };
     if request.mem_block_size {
-        let path = format!("{MEMORY}/block_size_bytes");
-        // A kernel without memory hotplug has no such file; 0 says so, as upstream's agent does.
-        if let Ok(text) = fs::read_to_string(&path) {
-            response.mem_block_size_bytes = u64::from_str_radix(text.trim(), 16).context(|| path)?;
-        }
+        response.mem_block_size_bytes = memory_block_bytes()?;
     }
     if request.mem_hotplug_probe {
         response.support_mem_hotplug_probe = Path::new(MEMORY).join("probe").exists();
     }
     Ok(response)
+}
+
+/// 0 for a kernel without memory hotplug, as upstream's agent says it.
+fn memory_block_bytes() -> Result<u64> {
+    let path = format!("{MEMORY}/block_size_bytes");
+    fs::read_to_string(&path).map_or(Ok(0), |text| u64::from_str_radix(text.trim(), 16).context(|| path))
 }
 
 /// Numbered directories (`cpu3`, `memory12`) whose `online` file says 0.
@@ -90,6 +95,53 @@ pub async fn online(agent: &Agent, request: &OnlineCpuMemRequest) -> Result<()> 
         bring_online(&blocks, usize::MAX);
     }
     Ok(())
+}
+
+/// AgentExtension.Online. Hardware that is still to come is announced by the kernel.
+pub async fn online_all(agent: &Agent, request: &OnlineRequest) -> Result<()> {
+    let blocks = blocks_of(&request.memory, memory_block_bytes()?).map_err(invalid)?;
+    let cpus = request.cpus as usize;
+    let look = || {
+        let mut online = cpus_online(&fs::read_to_string(format!("{CPUS}/online")).unwrap_or_default());
+        online += bring_online(&offline(CPUS, "cpu"), cpus.saturating_sub(online));
+        let missing = blocks.iter().filter(|block| !memory_online(**block)).count();
+        Ok((online >= cpus && missing == 0).then_some(()))
+    };
+    let what = format!("hardware for {cpus} processors and {} added blocks of memory", blocks.len());
+    agent.uevents.wait_for(&what, Duration::from_millis(u64::from(request.timeout_ms)), look).await
+}
+
+/// Brings a block of memory into use; false while it is not there.
+fn memory_online(block: u64) -> bool {
+    let path = format!("{MEMORY}/memory{block}/online");
+    fs::read_to_string(&path).is_ok_and(|text| text.trim() == "1") || fs::write(&path, "1").is_ok()
+}
+
+/// Processors in a list such as `0-3,5`.
+fn cpus_online(list: &str) -> usize {
+    let count = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        Some((last + 1).saturating_sub(first))
+    };
+    list.trim().split(',').filter_map(count).sum()
+}
+
+/// The numbers of the kernel's memory blocks that the ranges are made of.
+fn blocks_of(memory: &[GuestMemory], block_bytes: u64) -> std::result::Result<Vec<u64>, String> {
+    if memory.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut blocks = Vec::new();
+    for GuestMemory { address, bytes } in memory {
+        let whole = block_bytes > 0 && address % block_bytes == 0 && bytes % block_bytes == 0;
+        let count = if whole { bytes / block_bytes } else { 0 };
+        if count == 0 || blocks.len() as u64 + count > MAX_MEMORY_BLOCKS {
+            return Err(format!("memory: {bytes} bytes at {address:#x} are no blocks of {block_bytes}"));
+        }
+        blocks.extend((0..count).map(|index| address / block_bytes + index));
+    }
+    Ok(blocks)
 }
 
 /// MemHotplugByProbe.
@@ -218,6 +270,30 @@ mod tests {
         assert_eq!(bring_online(&found, 0), 0);
         assert_eq!(bring_online(&found, 5), 1);
         assert!(offline(dir.path().to_str().unwrap(), "cpu").is_empty());
+    }
+
+    #[test]
+    fn processors_in_a_list_are_counted() {
+        for (list, count) in [("0\n", 1), ("0-3\n", 4), ("0-1,4,6-7", 5), ("", 0), ("x,3-1,2", 1)] {
+            assert_eq!(cpus_online(list), count, "{list:?}");
+        }
+    }
+
+    #[test]
+    fn added_memory_is_whole_blocks() {
+        let block = 128 << 20;
+        let memory = |address, bytes| vec![GuestMemory { address, bytes }];
+        assert_eq!(blocks_of(&memory(32 * block, 2 * block), block).unwrap(), [32, 33]);
+        assert_eq!(blocks_of(&[], 0).unwrap(), []);
+        for (address, bytes, block) in [
+            (1, block, block),
+            (0, block + 1, block),
+            (0, 0, block),
+            (0, block, 0),
+            (0, (MAX_MEMORY_BLOCKS + 1) << 27, block),
+        ] {
+            assert!(blocks_of(&memory(address, bytes), block).is_err(), "{address} {bytes} {block}");
+        }
     }
 
     #[test]

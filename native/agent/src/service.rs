@@ -138,6 +138,7 @@ impl Services {
         Some(match method {
             "WaitProcess" => self.wait(payload, containers::wait_extended),
             "NextEvent" => self.wait(payload, containers::next_event),
+            "Online" => self.change(payload, guest::online_extended),
             "ApplyNetwork" => self.change(payload, crate::network::apply_network),
             "SetLogLevel" => self.now(payload, |_, request: agent_ext::SetLogLevelRequest| {
                 let level = log::Level::parse(&request.level);

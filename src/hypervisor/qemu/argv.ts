@@ -1,4 +1,5 @@
 import type { BlockDevice, Device, FsDevice, LayersDevice, MachineSpec, NetDevice } from '../../model/index.ts';
+import { MEMORY_SLOTS } from './grow.ts';
 import {
   BRIDGE_ID,
   coldSlot,
@@ -54,10 +55,17 @@ const MICROVM = 'microvm,acpi=on,rtc=on,memory-backend=mem';
 
 /**
  * The emulator does not tell the frequency of a processor's own timer, and measuring it takes the kernel a tenth of a second.
- * One processor does as well with the board's; several need their own. The older PIT instead would wake an idle guest often.
+ * One processor does as well with the board's, and passes its ticks on to those that are added; several at boot have their own. The
+ * older PIT instead would wake an idle guest often.
  */
-const usesHpet = ({ machine, accel, maxVcpus }: MachineSpec): boolean =>
-  machine === 'q35' && accel === 'tcg' && maxVcpus === 1;
+const usesHpet = ({ machine, accel, vcpus }: MachineSpec): boolean =>
+  machine === 'q35' && accel === 'tcg' && vcpus === 1;
+
+/** The kernel keeps 64 MiB for devices that reach no memory above 4 GiB, where a guest has some or may get some. Here all do. */
+const mayReach4GiB = ({ memoryBytes, maxMemoryBytes }: MachineSpec): boolean =>
+  maxMemoryBytes > memoryBytes || memoryBytes > LOW_MEMORY_BYTES;
+/** Some of what is above this may be placed above 4 GiB. */
+const LOW_MEMORY_BYTES = 2 * 2 ** 30;
 
 function smp({ vcpus, maxVcpus }: MachineSpec): string {
   return vcpus === maxVcpus ? `${vcpus}` : `${vcpus},maxcpus=${maxVcpus},sockets=1,cores=${maxVcpus},threads=1`;
@@ -67,7 +75,7 @@ function memory({ memoryBytes, maxMemoryBytes, machine }: MachineSpec): string {
   const size = `${memoryBytes / 2 ** 20}M`;
   return maxMemoryBytes === memoryBytes || machine === 'microvm'
     ? size
-    : `${size},slots=16,maxmem=${maxMemoryBytes / 2 ** 20}M`;
+    : `${size},slots=${MEMORY_SLOTS},maxmem=${maxMemoryBytes / 2 ** 20}M`;
 }
 
 /**
@@ -87,6 +95,8 @@ const UNUSED_INITCALLS = [
  * - `noreplace-smp`: with one processor the kernel would patch out all lock prefixes, one by one.
  * - `no_timer_check`: the emulated timer works; the check waits ten ticks.
  * - `noapictimer`: the clock is the board's (see usesHpet).
+ * - `swiotlb=noforce`: see mayReach4GiB.
+ * - `memory_hotplug.memmap_on_memory`: added memory holds its own page structures, so that a small guest can take in a large module.
  */
 export function kernelCmdline(spec: MachineSpec): string {
   return [
@@ -97,7 +107,9 @@ export function kernelCmdline(spec: MachineSpec): string {
     ...(spec.machine === 'q35' ? ['no_timer_check'] : []),
     ...(usesHpet(spec) ? ['noapictimer'] : []),
     ...(spec.machine === 'microvm' && spec.accel === 'tcg' ? [`tsc_early_khz=${spec.tscKhz}`] : []),
-    ...(spec.maxVcpus === 1 ? ['noreplace-smp'] : []),
+    ...(spec.vcpus === 1 ? ['noreplace-smp'] : []),
+    ...(mayReach4GiB(spec) ? ['swiotlb=noforce'] : []),
+    ...(spec.maxMemoryBytes > spec.memoryBytes ? ['memory_hotplug.memmap_on_memory=1'] : []),
     ...(spec.consoleSocket === undefined ? [] : ['console=ttyS0']),
     ...spec.cmdline,
   ].join(' ');

@@ -17,6 +17,9 @@ const PERIPHERALS = '/machine/peripheral';
 /** Not for containers. A machine of an earlier engine has a random number device, too. */
 const OWN_DEVICES = [BRIDGE_ID, 'vsock0', 'rng0'];
 
+/** Memory and processors that were added, which are in no slot of PCI. */
+const GROWTH = /^child<(pc-dimm|.*-cpu)>$/;
+
 const CAPABILITIES: Readonly<Record<MachineType, Capabilities>> = {
   q35: {
     hotplug: ['block', 'layers', 'fs', 'net'],
@@ -113,7 +116,9 @@ export function readProbe(versionText: string, machinesText: string): Probe {
 async function devices(monitor: Monitor, bounds: CallOptions): Promise<Set<string>> {
   const listed = await monitor.execute('qom-list', { path: PERIPHERALS }, bounds);
   const entries = (Array.isArray(listed) ? listed : []) as { name?: unknown; type?: unknown }[];
-  const ids = entries.filter((entry) => String(entry.type).startsWith('child<')).map((entry) => String(entry.name));
+  const ids = entries
+    .filter(({ type }) => String(type).startsWith('child<') && !GROWTH.test(String(type)))
+    .map((entry) => String(entry.name));
   return new Set(ids.filter((id) => !OWN_DEVICES.includes(id)));
 }
 

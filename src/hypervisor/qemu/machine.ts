@@ -33,6 +33,7 @@ import {
   virtiofsdArgv,
   vsockDeviceArgv,
 } from './argv.ts';
+import { grow } from './grow.ts';
 import {
   coldAddress,
   diskParts,
@@ -78,7 +79,8 @@ export class QemuMachine implements Machine {
   /** Slots of devices that an earlier engine plugged and did not record. */
   readonly #lostSlots: ReadonlySet<number>;
   #phase: Phase;
-  /** plug and unplug, one after the other. */
+  readonly grow?: NonNullable<Machine['grow']>;
+  /** plug, unplug and grow, one after the other. */
   #turn: Promise<unknown> = Promise.resolve();
 
   /** `spec` is valid. `adopted`: the machine runs already. */
@@ -101,6 +103,13 @@ export class QemuMachine implements Machine {
     });
     for (const { device, slot } of adopted?.plugged ?? [])
       this.#plugged.set(device.id, { device, slot, parts: partsOf(device) });
+    const canGrow = spec.maxVcpus > spec.vcpus || spec.maxMemoryBytes > spec.memoryBytes;
+    if (spec.machine === 'q35' && canGrow)
+      this.grow = (wanted, options = {}) =>
+        this.#inTurn(() => {
+          this.#requireRunning();
+          return grow(this.#monitor, spec, wanted, { timeoutMs: PLUG_TIMEOUT_MS, ...options });
+        });
   }
 
   get exited(): Promise<ProcessExit> {

@@ -208,3 +208,43 @@ test('a guest that powers off or panics ends the machine, and the machine says s
     JSON.stringify(events),
   );
 });
+
+test(
+  'a machine grows: the guest takes processors and memory into use, and an engine that adopts it sees them',
+  options,
+  async () => {
+    const MIB = 2 ** 20;
+    await using guest = await boot((spec) => ({ ...spec, maxVcpus: 3, maxMemoryBytes: 1024 * MIB }));
+    const { machine, shell } = guest;
+    const wanted = (vcpus: number, mib: number) => ({ vcpus, memoryBytes: mib * MIB, blockBytes: 128 * MIB });
+    const total = async (): Promise<number> =>
+      Number(await shell.run("awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo"));
+    const before = await total();
+    const grown = await machine.grow?.(wanted(2, 300));
+    assert.deepEqual([grown?.vcpus, grown?.memoryBytes], [2, 384 * MIB]);
+    const blocks = (grown?.added ?? []).map(
+      ({ address }) => `/sys/devices/system/memory/memory${address / (128 * MIB)}`,
+    );
+    for (const path of ['/sys/devices/system/cpu/cpu1', ...blocks])
+      await shell.run(`${appears(`${path}/online`)}; echo 1 > ${path}/online`);
+    assert.equal(await shell.run('nproc'), '2');
+    // The module's own page structures are in it: 2 MiB of 128.
+    assert.equal((await total()) - before, 126);
+    // Its clock ticks: what runs there sleeps and wakes.
+    await shell.run('taskset -c 1 sh -c "for i in 1 2 3; do sleep 0.1; done"');
+    assert.deepEqual(await machine.grow?.(wanted(1, 100)), grown);
+    const persisted = machine.describe();
+    machine.detach();
+    const adopted = await qemu.adopt(persisted, guest.host);
+    await assert.rejects(
+      adopted.grow?.(wanted(4, 256)) ?? assert.fail(),
+      /4 processors are needed, the machine has 2 and can have 3/,
+    );
+    await assert.rejects(
+      adopted.grow?.(wanted(1, 1025)) ?? assert.fail(),
+      /1GiB of memory are needed, the machine has 384MiB and can have 1GiB/,
+    );
+    assert.equal((await adopted.grow?.(wanted(3, 1024)))?.memoryBytes, 1024 * MIB);
+    await adopted.kill();
+  },
+);

@@ -3,6 +3,7 @@ use super::Empty;
 use crate::agent::Agent;
 use crate::failure::{invalid, Result};
 use crate::{command, copy_file as copying, guest, log, metrics as figures, network, power, sandbox, storage};
+use kata_protocol::agent_ext::{OnlineRequest, OnlineResponse};
 use kata_protocol::grpc::{
     AddArpNeighborsRequest, AddSwapPathRequest, AddSwapRequest, CopyFileRequest, CreateSandboxRequest,
     DestroySandboxRequest, GetIpTablesRequest, GetIpTablesResponse, GetMetricsRequest, GuestDetailsRequest,
@@ -102,6 +103,11 @@ pub fn metrics(_: &Rc<Agent>, _: GetMetricsRequest) -> Result<Metrics> {
 
 pub async fn online(agent: Rc<Agent>, request: OnlineCpuMemRequest) -> Result<Empty> {
     guest::online(&agent, &request).await
+}
+
+pub async fn online_extended(agent: Rc<Agent>, request: OnlineRequest) -> Result<OnlineResponse> {
+    guest::online_all(&agent, &request).await?;
+    Ok(OnlineResponse {})
 }
 
 pub fn reseed(_: &Rc<Agent>, request: ReseedRandomDevRequest) -> Result<Empty> {

@@ -52,6 +52,25 @@ pub struct ApplyNetworkResponse {
     #[prost(message, optional, tag = "1")]
     pub state: ::core::option::Option<crate::network::NetworkState>,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct OnlineRequest {
+    #[prost(uint32, tag = "1")]
+    pub cpus: u32,
+    #[prost(message, repeated, tag = "2")]
+    pub memory: ::prost::alloc::vec::Vec<GuestMemory>,
+    #[prost(uint32, tag = "3")]
+    pub timeout_ms: u32,
+}
+/// In the guest's physical addresses; whole memory blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GuestMemory {
+    #[prost(uint64, tag = "1")]
+    pub address: u64,
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OnlineResponse {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetLogLevelRequest {
     #[prost(string, tag = "1")]

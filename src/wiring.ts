@@ -21,8 +21,11 @@ import {
   killCgroup,
   launchKeeper,
   leaveHostCgroups,
+  limitHostCgroup,
+  moveThreads,
   removeHostCgroup,
   runCleanup,
+  setOomScore,
 } from './os/index.ts';
 import { armFailpointsFrom, type SandboxHost, type SandboxServices } from './sandbox/index.ts';
 import { EventForwarder, ShimDoors } from './shim/index.ts';
@@ -143,7 +146,10 @@ const sandboxHost = (paths: EnginePaths, cgroupParent: string): SandboxHost => (
     return { keeper, agent: new TtrpcAgent(keeper.ttrpc) };
   },
   cleanup: runCleanup,
-  createCgroup: (uid, limits) => createHostCgroup(uid, limits, { parent: cgroupParent }),
+  createCgroup: (uid, limits, group) => createHostCgroup(group?.path ?? `${cgroupParent}/${uid}`, limits, group),
+  limitCgroup: limitHostCgroup,
+  moveThreads,
+  setOomScore,
   removeCgroup: removeHostCgroup,
   killCgroup,
   makeDisk: async (path, sizeBytes, mkfs, options) => {

@@ -167,6 +167,13 @@ export const HONOURED = {
     fallback: '"tcfilter"',
     effect: "How a link of the pod's network is joined to the machine's card.",
   },
+  'runtime.sandbox_cgroup_only': {
+    check: bool,
+    fallback: 'true',
+    effect:
+      "Everything of a pod on the host is in the pod's group. `false`, with cgroups v1: the threads of the machine's processors alone; the rest is in `/kata_overhead`.",
+    annotations: [],
+  },
   'runtime.disable_guest_seccomp': {
     check: bool,
     fallback: 'false',

@@ -30,6 +30,8 @@ export const SandboxConfig = z.object({
   networkModel: z.enum(['tcfilter']),
   /** Packets may go through the host's kernel. */
   vhostNet: z.boolean(),
+  /** Everything of the sandbox on the host is in the pod's group; false: the threads of its processors alone. */
+  sandboxCgroupOnly: z.boolean(),
   /** Containers run under the seccomp profile of their spec. */
   guestSeccomp: z.boolean(),
   kernelDebug: z.boolean(),
@@ -64,6 +66,7 @@ export function sandboxConfig({ files, values }: Pick<Configuration, 'files' | '
     },
     networkModel: values['runtime.internetworking_model'] ?? 'tcfilter',
     vhostNet: values['hypervisor.disable_vhost_net'] !== true,
+    sandboxCgroupOnly: values['runtime.sandbox_cgroup_only'] !== false,
     guestSeccomp: values['runtime.disable_guest_seccomp'] !== true,
     kernelDebug: values['hypervisor.enable_debug'] === true,
     ...(agentLog === undefined ? {} : { agentLog }),

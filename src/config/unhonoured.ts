@@ -65,7 +65,6 @@ const TABLE: readonly [reason: string, ...rows: Row[]][] = [
     ['hypervisor.overhead_vcpus hypervisor.overhead_memory', 'number', []],
     ['runtime.static_sandbox_resource_mgmt', 'boolean', [true]],
   ],
-  ['a machine’s processes are in a cgroup of the engine’s own', ['runtime.sandbox_cgroup_only', 'boolean', []]],
   [
     'files are shared over virtio-fs without a DAX window',
     ['hypervisor.virtio_fs_cache_size hypervisor.msize_9p', 'number', [0]],

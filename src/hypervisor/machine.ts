@@ -74,6 +74,8 @@ export interface Machine {
    * blocks. The guest still has to take it into use. Idempotent. RESOURCE_EXHAUSTED, with the numbers. Absent: this machine cannot grow.
    */
   grow?(wanted: MachineSize & { blockBytes: number }, options?: CallOptions): Promise<GrownMachine>;
+  /** Threads of the VMM that are the guest's processors. Absent: nobody can tell. */
+  vcpuThreads?(options?: CallOptions): Promise<number[]>;
   /** Address of a device of the spec or plugged since; known before `start`. NOT_FOUND. */
   addressOf(id: string): DeviceAddress;
   /** Where the agent and its ports are reached. */

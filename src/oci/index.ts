@@ -1,5 +1,6 @@
 export * from './build-spec.ts';
 export { ALL_CAPABILITIES, DEFAULT_CAPABILITIES } from './capabilities.ts';
+export * from './cgroups-path.ts';
 export * from './container-path.ts';
 export { INIT_PATH } from './defaults.ts';
 export * from './digest.ts';

@@ -6,7 +6,7 @@ import type { Resources } from '../model/index.ts';
 /** Group of all sandboxes below a hierarchy's root, unless the engine is told another. */
 export const CGROUP_PARENT = 'kata-ts';
 const CONTROLLERS = ['cpu', 'memory', 'pids'] as const;
-type Controller = (typeof CONTROLLERS)[number];
+export type Controller = (typeof CONTROLLERS)[number];
 /** Microseconds: the kernel's default period. */
 const CPU_PERIOD_US = 100_000;
 
@@ -24,41 +24,74 @@ export interface HostCgroup {
 }
 
 /**
- * Makes `/<parent>/<uid>` in every hierarchy that has the processor, memory or process controller, with the limits. A
- * hierarchy that cannot be written is reported and left out, not an error: the VM itself still bounds its guest.
- * `hierarchies`: by default those of this host. `parent`: one name, by default CGROUP_PARENT.
+ * Makes the group (a path from a hierarchy's root: "kata-ts/<uid>") in every hierarchy that has one of the controllers, with the limits.
+ * A hierarchy that cannot be written is reported and left out, not an error: the VM itself still bounds its guest. Groups above it that
+ * are missing are made, and stay. `hierarchies`: by default those of this host; `controllers`: by default processor, memory, processes.
  */
 export async function createHostCgroup(
-  uid: string,
+  group: string,
   limits: Resources,
-  options: { hierarchies?: readonly CgroupHierarchy[]; parent?: string } = {},
+  options: { hierarchies?: readonly CgroupHierarchy[]; controllers?: readonly Controller[] } = {},
 ): Promise<HostCgroup> {
+  const wanted = options.controllers ?? CONTROLLERS;
   const directories: string[] = [];
   const unusable: string[] = [];
   const found = options.hierarchies ?? (await hostHierarchies());
-  for (const controller of CONTROLLERS)
+  for (const controller of wanted)
     if (!found.some((h) => h.controllers.includes(controller)))
       unusable.push(`no cgroup hierarchy with the ${controller} controller is mounted`);
-  for (const hierarchy of found) {
-    const parent = join(hierarchy.mountPoint, options.parent ?? CGROUP_PARENT);
-    const directory = join(parent, uid);
+  for (const hierarchy of found.filter((one) => one.controllers.some((name) => wanted.includes(name)))) {
+    const directory = join(hierarchy.mountPoint, group);
     try {
-      await makeGroup(parent);
-      if (hierarchy.version === 2) await delegate(hierarchy, parent);
-      await makeGroup(directory);
+      await makeGroups(hierarchy, group);
+      directories.push(directory);
     } catch (error) {
       unusable.push(`${directory} cannot be made: ${(error as Error).message}`);
-      continue;
     }
-    directories.push(directory);
-    for (const [file, value] of limitFiles(hierarchy, limits))
+  }
+  return { directories, unusable: [...unusable, ...(await limitHostCgroup(directories, limits, found))] };
+}
+
+/** Sets limits of groups of `createHostCgroup`. Answers those that this host does not take, each a sentence for a person. */
+export async function limitHostCgroup(
+  directories: readonly string[],
+  limits: Resources,
+  hierarchies?: readonly CgroupHierarchy[],
+): Promise<string[]> {
+  const unusable: string[] = [];
+  const found = hierarchies ?? (await hostHierarchies());
+  for (const directory of directories)
+    for (const [file, value] of found
+      .filter(({ mountPoint }) => directory.startsWith(`${mountPoint}/`))
+      .flatMap((hierarchy) => limitFiles(hierarchy, limits)))
       try {
         await writeFile(join(directory, file), value);
       } catch (error) {
+        // The first version refuses more than the group above has; that one's limit then is what holds.
+        const isAbove = file === 'cpu.cfs_quota_us' && (error as NodeJS.ErrnoException).code === 'EINVAL';
+        if (
+          isAbove &&
+          (await writeFile(join(directory, file), '-1').then(
+            () => true,
+            () => false,
+          ))
+        )
+          continue;
         unusable.push(`${file} of ${directory} does not take ${value}: ${(error as Error).message}`);
       }
-  }
-  return { directories, unusable };
+  return unusable;
+}
+
+/**
+ * Moves threads of a process into a group of a hierarchy of the first version, whose other threads stay where they are; the second has no
+ * such thing. Threads that are gone, and numbers that are no threads of the process, are passed over.
+ */
+export async function moveThreads(directory: string, pid: number, threads: readonly number[]): Promise<void> {
+  const own = new Set(await readdir(`/proc/${pid}/task`).catch(() => []));
+  for (const thread of threads.filter((one) => own.has(String(one))))
+    await writeFile(join(directory, 'tasks'), String(thread)).catch((error: NodeJS.ErrnoException) => {
+      if (error.code !== 'ESRCH') throw KataError.from(error, 'cgroup');
+    });
 }
 
 /**
@@ -122,10 +155,16 @@ async function makeGroup(path: string): Promise<void> {
   });
 }
 
-/** A v2 controller works in a group only where every group above it passes it on. */
-async function delegate(hierarchy: CgroupHierarchy, parent: string): Promise<void> {
-  const enable = hierarchy.controllers.map((c) => `+${c}`).join(' ');
-  for (const group of [hierarchy.mountPoint, parent]) await writeFile(join(group, 'cgroup.subtree_control'), enable);
+/** A controller of the second version works in a group only where every group above it passes it on. */
+async function makeGroups({ version, mountPoint, controllers }: CgroupHierarchy, group: string): Promise<void> {
+  const enable = controllers.map((c) => `+${c}`).join(' ');
+  let path = mountPoint;
+  for (const name of group.split('/')) {
+    // Where processes are in a group itself its limits are all there can be; what is missing below it is told by the limit's file.
+    if (version === 2) await writeFile(join(path, 'cgroup.subtree_control'), enable).catch(() => {});
+    path = join(path, name);
+    await makeGroup(path);
+  }
 }
 
 function limitFiles({ version, controllers }: CgroupHierarchy, limits: Resources): [string, string][] {

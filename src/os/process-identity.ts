@@ -1,4 +1,4 @@
-import { readFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 
 /** Names one process for ever: a pid alone is reused. */
 export interface ProcessIdentity {
@@ -40,4 +40,12 @@ function parseStat(stat: string): number | undefined {
   const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
   if (fields[0] === 'Z' || fields[0] === 'X') return undefined;
   return Number(fields[19]);
+}
+
+/**
+ * /proc/PID/oom_score_adj: what the kernel adds when it chooses whom to end, -1000 to 1000. Whoever has no right to lower it leaves it as
+ * it is; so does a process that is gone.
+ */
+export async function setOomScore(pid: number, score: number): Promise<void> {
+  await writeFile(`/proc/${pid}/oom_score_adj`, String(Math.trunc(score))).catch(() => {});
 }

@@ -47,6 +47,7 @@ export interface DNSConfig {
 }
 
 export interface LinuxPodSandboxConfig {
+  cgroup_parent: string;
   security_context: LinuxSandboxSecurityContext | undefined;
   resources: LinuxContainerResources | undefined;
 }
@@ -325,11 +326,14 @@ export const DNSConfig: MessageFns<DNSConfig> = {
 };
 
 function createBaseLinuxPodSandboxConfig(): LinuxPodSandboxConfig {
-  return { security_context: undefined, resources: undefined };
+  return { cgroup_parent: "", security_context: undefined, resources: undefined };
 }
 
 export const LinuxPodSandboxConfig: MessageFns<LinuxPodSandboxConfig> = {
   encode(message: LinuxPodSandboxConfig, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.cgroup_parent !== "") {
+      writer.uint32(10).string(message.cgroup_parent);
+    }
     if (message.security_context !== undefined) {
       LinuxSandboxSecurityContext.encode(message.security_context, writer.uint32(18).fork()).join();
     }
@@ -352,6 +356,14 @@ export const LinuxPodSandboxConfig: MessageFns<LinuxPodSandboxConfig> = {
       while (reader.pos < end) {
         const tag = reader.uint32();
         switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.cgroup_parent = reader.string();
+            continue;
+          }
           case 2: {
             if (tag !== 18) {
               break;
@@ -385,6 +397,7 @@ export const LinuxPodSandboxConfig: MessageFns<LinuxPodSandboxConfig> = {
   },
   fromPartial(object: DeepPartial<LinuxPodSandboxConfig>): LinuxPodSandboxConfig {
     const message = createBaseLinuxPodSandboxConfig();
+    message.cgroup_parent = object.cgroup_parent ?? "";
     message.security_context = (object.security_context !== undefined && object.security_context !== null)
       ? LinuxSandboxSecurityContext.fromPartial(object.security_context)
       : undefined;

@@ -130,9 +130,12 @@ async function takeRest(parts: EndingParts, cause: string): Promise<void> {
 
 async function removeCgroups(parts: EndingParts): Promise<void> {
   const { host } = parts.services;
-  const { cgroups, uid } = parts.record();
-  // A crash before the record: making the group again tells the same directories.
-  const directories = cgroups.length > 0 ? cgroups : (await host.createCgroup(uid, {})).directories;
+  const { cgroups, uid, hostGroups = [undefined] } = parts.record();
+  const directories = [...cgroups];
+  // A crash before the record: making the groups again tells the same directories.
+  if (cgroups.length === 0)
+    for (const path of hostGroups)
+      directories.push(...(await host.createCgroup(uid, {}, path === undefined ? undefined : { path })).directories);
   for (let attempt = 1; ; attempt++) {
     try {
       return await host.removeCgroup(directories);

@@ -54,6 +54,8 @@ export const FAILPOINTS = [
   'shim.card-plugged',
   'shim.network-applied',
   'shim.joined',
+  'shim.grow-added',
+  'shim.grow-online',
   'shim.created',
   'shim.started',
   'shim.start-recorded',

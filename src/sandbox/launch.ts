@@ -161,9 +161,9 @@ function machineSpec(sandbox: Sandbox, { assets, devices, tuning }: BootOptions)
     machine: record.machineType,
     accel: record.accel,
     vcpus: record.vcpus,
-    maxVcpus: record.vcpus,
+    maxVcpus: record.maxVcpus ?? record.vcpus,
     memoryBytes: record.memoryBytes,
-    maxMemoryBytes: record.memoryBytes,
+    maxMemoryBytes: record.maxMemoryBytes ?? record.memoryBytes,
     // Helpers read the guest's memory, those plugged later too. Nor would a private one be cheaper: each page written would be there
     // twice, in the file and beside it.
     memory: { name: 'guest', share: true },

@@ -123,6 +123,10 @@ export const SandboxRecord = z.object({
   state: SandboxStateSchema,
   /** Directories in the host's cgroup hierarchies. */
   cgroups: z.array(z.string()),
+  /**
+   * Its groups as paths from a hierarchy's root, known before they are made; the first one is the keeper's. Absent: the engine's place.
+   */
+  hostGroups: z.array(z.string()).optional(),
   /** Content-addressed program that also cleans up after its dead self. */
   keeperPath: z.string(),
   keeper: z.object({ pid: z.number(), startTimeTicks: z.number() }).optional(),
@@ -136,6 +140,9 @@ export const SandboxRecord = z.object({
   guestImage: z.string(),
   vcpus: z.number(),
   memoryBytes: z.number(),
+  /** How far it may grow; absent: not at all. */
+  maxVcpus: z.number().optional(),
+  maxMemoryBytes: z.number().optional(),
   machineType: z.enum(['q35', 'microvm']),
   accel: z.enum(['kvm', 'tcg']),
   vsock: z.enum(['hybrid', 'kernel']).default('hybrid'),

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { type Agent, createContainerRequest, execProcessRequest } from '../agent/index.ts';
 import { KataError, Mutex } from '../base/index.ts';
 import type { Machine } from '../hypervisor/index.ts';
-import type { Device } from '../model/index.ts';
+import type { Device, MachineSize } from '../model/index.ts';
 import type { Process } from '../oci/index.ts';
 import type { KeeperProcess, LaunchedKeeper } from '../os/index.ts';
 import type { Share } from '../storage/index.ts';
@@ -13,6 +13,7 @@ import { createProcess } from './create-process.ts';
 import { type Ending, endSandbox } from './ending.ts';
 import { explain } from './explain.ts';
 import { failpoint } from './failpoints.ts';
+import { growMachine } from './grow.ts';
 import { writeGuestFiles } from './guest-files.ts';
 import { JournalTaker } from './journal.ts';
 import type { KeeperMachineHost } from './machine-host.ts';
@@ -377,6 +378,15 @@ export class Sandbox {
   /** Gives the running machine one more device of the sandbox's own. */
   async plug(device: Device, signal: AbortSignal): Promise<void> {
     await this.#mutex.run(() => this.#plug([device], [], signal));
+  }
+
+  /** Makes the machine at least so large, and its guest use it. RESOURCE_EXHAUSTED, with the numbers, where it cannot. */
+  async grow(wanted: MachineSize, signal: AbortSignal): Promise<void> {
+    await this.#mutex.run(async () => {
+      const { vcpus, memoryBytes } = this.#record;
+      if (wanted.vcpus <= vcpus && wanted.memoryBytes <= memoryBytes) return;
+      this.update(await growMachine(this.links, this.#record, wanted, signal));
+    });
   }
 
   /** Of every device that the machine has. */

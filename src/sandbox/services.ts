@@ -2,6 +2,7 @@ import type { Agent } from '../agent/index.ts';
 import type { Hypervisor } from '../hypervisor/index.ts';
 import type { Accelerator, CallOptions, MachineBinaries, Resources, VsockMode } from '../model/index.ts';
 import type {
+  Controller,
   HostCgroup,
   JournalEntry,
   KeeperClient,
@@ -44,12 +45,22 @@ export interface SandboxHost {
   connectKeeper(runDir: string, options?: CallOptions): Promise<{ keeper: Keeper; agent: Agent }>;
   /** Ends what a dead keeper left. Idempotent. */
   cleanup(keeperPath: string, runDir: string): Promise<void>;
-  createCgroup(uid: string, limits: Resources): Promise<HostCgroup>;
+  /** `group`: a path from a hierarchy's root; by default the engine's own place for the sandbox. */
+  createCgroup(
+    uid: string,
+    limits: Resources,
+    group?: { path: string; controllers?: readonly Controller[] },
+  ): Promise<HostCgroup>;
+  /** Answers what this host does not take. */
+  limitCgroup(directories: readonly string[], limits: Resources): Promise<string[]>;
+  moveThreads(directory: string, pid: number, threads: readonly number[]): Promise<void>;
   removeCgroup(directories: readonly string[]): Promise<void>;
   /** Kills every process in these groups. */
   killCgroup(directories: readonly string[]): Promise<void>;
   /** Makes the writable disk; the file appears complete or not at all. */
   makeDisk(path: string, sizeBytes: number, mkfs: string, options?: CallOptions): Promise<void>;
+  /** How soon the host's kernel ends it when memory is short. What may not be lowered, or is gone, stays. */
+  setOomScore(pid: number, score: number): Promise<void>;
   identify(pid: number): Promise<ProcessIdentity | undefined>;
   bootId(): Promise<string>;
   accelerator(keeperPath: string, options?: CallOptions): Promise<Accelerator>;

@@ -1,13 +1,16 @@
 import { KataError } from '../base/index.ts';
+import { parseCgroupsPath } from '../oci/index.ts';
 import type { CreateTaskRequest } from '../rpc/containerd.ts';
 import { failpoint, heldBy, Phases } from '../sandbox/index.ts';
-import { bootSandbox, wantedBy } from './boot.ts';
+import { bootSandbox } from './boot.ts';
 import { type Bundle, readBundle } from './bundle.ts';
 import type { Door } from './door.ts';
+import { claimOf, fit } from './fit.ts';
 import type { CallContext } from './method.ts';
 import { netnsOf, planTask, type TaskPlan } from './plan.ts';
 import { withPodFiles } from './pod-config.ts';
 import type { TaskRecord } from './records.ts';
+import { wantedBy } from './size.ts';
 import { now } from './time.ts';
 
 /** As the guest's agent and the keeper take it for a name. */
@@ -39,6 +42,7 @@ export async function createTask(door: Door, request: CreateTaskRequest, context
         createdAt: now(),
         held: { devices: [...held.devices], shares: [...held.shares] },
         execs: [],
+        ...claimOf(bundle),
       });
     }
     failpoint('shim.create-recorded');
@@ -63,9 +67,11 @@ async function make(door: Door, bundle: Bundle, plan: TaskPlan, context: CallCon
       hostname,
       netns: netnsOf(bundle),
       wanted: wantedBy(bundle, door.services.capacity(), door.config),
+      cgroup: parseCgroupsPath(bundle.spec.linux.cgroupsPath),
     });
   await sandbox.join(containerId);
   failpoint('shim.joined');
+  if (bundle.role.kind === 'container') await fit(door);
   const options = { atBoot: false, waitClient: false, phases: new Phases(), signal: new AbortController().signal };
   if (!context.resumed || !(await exists(door, containerId)))
     await sandbox.create({ ...plan, files: [], stdinOnce: false }, options);

@@ -2,6 +2,7 @@ import { KataError } from '../base/index.ts';
 import { SIGKILL } from '../oci/index.ts';
 import { failpoint } from '../sandbox/index.ts';
 import type { Door } from './door.ts';
+import { refresh } from './fit.ts';
 import type { CallContext } from './method.ts';
 import { type Exit, exitOf, isLive, nextState } from './states.ts';
 import type { ProcessKey } from './tasks.ts';
@@ -37,6 +38,8 @@ export async function deleteProcess(door: Door, key: ProcessKey, context: CallCo
     failpoint('shim.left');
     tasks.apply(key, { event: 'delete' });
     failpoint('shim.delete-recorded');
+    if (key.execId === '' && !door.sandbox.isEnding)
+      await refresh(door).catch((error: Error) => door.log(`limits on the host: ${error.message}`));
     if (key.execId === '') door.tell.deleted(key.id, exit, context.at);
     return exit;
   });

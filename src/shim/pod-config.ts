@@ -1,6 +1,6 @@
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { hostname as hostsName } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { KataError } from '../base/index.ts';
 import type { Any } from '../rpc/containerd.ts';
 import { NamespaceMode, PodSandboxConfig } from '../rpc/cri.ts';
@@ -21,10 +21,11 @@ export interface PodConfig {
   /** As the CRI plugin would give them to the pod's own container. */
   annotations: Record<string, string>;
   files: PodFiles;
+  cgroupsPath: string;
 }
 
-/** INVALID_ARGUMENT for what a virtual machine cannot be. `root`: where the host's files are seen. */
-export function podConfig(options: Any | undefined, root: string): PodConfig {
+/** INVALID_ARGUMENT for what a virtual machine cannot be. `root`: where the host's files are seen; `id`: the sandbox's. */
+export function podConfig(options: Any | undefined, root: string, id: string): PodConfig {
   const { hostname, dns_config, annotations, linux } = decoded(options);
   const namespaces = linux?.security_context?.namespace_options;
   for (const type of ['network', 'pid', 'ipc'] as const)
@@ -40,6 +41,7 @@ export function podConfig(options: Any | undefined, root: string): PodConfig {
     ...words('options', dns_config?.options ?? []),
   ];
   return {
+    cgroupsPath: cgroupsPathOf(linux?.cgroup_parent ?? '', id),
     hostname: name,
     annotations: {
       ...Object.fromEntries(Object.entries(annotations).filter(([key]) => key.startsWith(KATA_ANNOTATION))),
@@ -55,6 +57,12 @@ export function podConfig(options: Any | undefined, root: string): PodConfig {
       'resolv.conf': dns.length > 0 ? dns.map((line) => `${line}\n`).join('') : hostFile(root, 'resolv.conf'),
     },
   };
+}
+
+/** As the CRI plugin writes it for the pod's own container. */
+function cgroupsPathOf(parent: string, id: string): string {
+  if (parent === '') return '';
+  return parent.includes('.slice') ? `${basename(parent)}:cri-containerd:${id}` : join(parent, id);
 }
 
 function decoded(options: Any | undefined): PodSandboxConfig {

@@ -43,6 +43,9 @@ export const TaskRecord = z.object({
   /** What it holds of its sandbox. */
   held: z.object({ devices: z.array(z.string()), shares: z.array(z.string()) }),
   execs: z.array(ExecRecord),
+  /** What it may use of the machine; absent: a pod's own task, which asks for nothing. */
+  limits: z.object({ memoryBytes: z.number().optional(), cpus: z.number().optional() }).optional(),
+  oomScoreAdj: z.number().int().optional(),
 });
 export type TaskRecord = z.infer<typeof TaskRecord>;
 
@@ -70,6 +73,8 @@ const SandboxApi = z.object({
   netns: z.string(),
   hostname: z.string(),
   annotations: z.record(z.string(), z.string()),
+  /** As a bundle's linux.cgroupsPath names it; empty: the pod has no group. */
+  cgroupsPath: z.string().default(''),
   exit: Exit.optional(),
 });
 export type SandboxApi = z.infer<typeof SandboxApi>;

@@ -1,10 +1,12 @@
 import { KataError } from '../base/index.ts';
+import { parseCgroupsPath } from '../oci/index.ts';
 import * as rpc from '../rpc/containerd.ts';
-import { bootSandbox, wantedBy } from './boot.ts';
+import { bootSandbox } from './boot.ts';
 import type { Door } from './door.ts';
 import { type Method, method } from './method.ts';
 import { podConfig, writePodFiles } from './pod-config.ts';
 import type { SandboxApi } from './records.ts';
+import { wantedBy } from './size.ts';
 import { isLive } from './states.ts';
 import { metricsOf, summed } from './stats.ts';
 import { now, timestamp } from './time.ts';
@@ -27,11 +29,11 @@ export function sandboxMethods(door: Door): Readonly<Record<string, Method>> {
         if (tasks.all.length > 0) throw new KataError('CONFLICT', 'the sandbox was made by a task');
         const { sandbox, services, settings } = door;
         const { pid } = sandbox.links.keeper.identity;
-        const { hostname, annotations, files } = podConfig(request.options, services.rootOf(pid));
-        settings.resolve(pid, { ...request.annotations, ...annotations }, undefined);
+        const { files, ...config } = podConfig(request.options, services.rootOf(pid), door.file.id);
+        settings.resolve(pid, { ...request.annotations, ...config.annotations }, undefined);
         writePodFiles(sandbox.runDir, files);
         // What StartSandbox needs of this call outlives an engine in between.
-        tasks.setSandbox({ status: 'created', createdAt: now(), netns: request.netns_path, hostname, annotations });
+        tasks.setSandbox({ status: 'created', createdAt: now(), netns: request.netns_path, ...config });
       }
       return {};
     }),
@@ -41,7 +43,8 @@ export function sandboxMethods(door: Door): Readonly<Record<string, Method>> {
         throw new KataError('CONFLICT', `the sandbox is ${sandbox.status}`, { phase: 'sandbox' });
       const { hostname, netns, annotations } = sandbox;
       const wanted = wantedBy({ role: { kind: 'sandbox' }, annotations }, door.services.capacity(), door.config);
-      await bootSandbox(door, { hostname, netns: netns || undefined, wanted });
+      const cgroup = parseCgroupsPath(sandbox.cgroupsPath);
+      await bootSandbox(door, { hostname, netns: netns || undefined, wanted, cgroup });
       tasks.setSandbox({ ...sandbox, status: 'ready' });
       watchSandbox(door);
       const spec = { ociVersion: '1.1.0', hostname, linux: { namespaces: [{ type: 'network', path: netns }] } };

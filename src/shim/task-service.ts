@@ -5,8 +5,10 @@ import { failpoint } from '../sandbox/index.ts';
 import { createTask } from './create.ts';
 import { deleteProcess } from './delete.ts';
 import type { Door } from './door.ts';
+import { fit } from './fit.ts';
 import { type CallContext, type Method, method } from './method.ts';
 import { parseProcess, parseResources } from './runtime-spec.ts';
+import { updatedLimits } from './size.ts';
 import { startProcess } from './start.ts';
 import { exitOf, isLive, nextState, type ProcessState } from './states.ts';
 import { metricsOf } from './stats.ts';
@@ -200,11 +202,13 @@ async function closeIo(door: Door, request: rpc.CloseIORequest): Promise<rpc.Emp
   return {};
 }
 
-/** The limits in the guest; the machine keeps its size. */
+/** The machine grows first where the new limits ask for more than it has. */
 async function update(door: Door, { id, resources }: rpc.UpdateTaskRequest): Promise<rpc.Empty> {
-  const { state } = door.tasks.task(id);
+  const { state, limits: before } = door.tasks.task(id);
   if (state.status === 'stopped') throw new KataError('NOT_RUNNING', 'the task has ended', { phase: 'update' });
   const { cpu, memory, pids } = parseResources(resources?.value.toString('utf8') ?? '{}');
+  const limits = updatedLimits(before ?? {}, { cpu, memory });
+  await fit(door, { id, limits });
   await door.sandbox.links.agent.updateContainer(
     id,
     defined({
@@ -217,6 +221,7 @@ async function update(door: Door, { id, resources }: rpc.UpdateTaskRequest): Pro
     }),
     { timeoutMs: GUEST_TIMEOUT_MS },
   );
+  if (before !== undefined) door.tasks.setLimits(id, limits);
   return {};
 }
 

@@ -73,6 +73,10 @@ export class Tasks {
     this.#update({ tasks: [...this.#record.tasks.filter((one) => one.id !== task.id), task] });
   }
 
+  setLimits(id: string, limits: NonNullable<TaskRecord['limits']>): void {
+    this.#change({ id, execId: '' }, { limits });
+  }
+
   /** A task whose creation failed. */
   drop(id: string): void {
     this.#update({ tasks: this.#record.tasks.filter((task) => task.id !== id) });

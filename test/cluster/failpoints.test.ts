@@ -20,8 +20,8 @@ const BETWEEN = [
   ...['start.cgroup', 'start.machine-started', 'start.agent-ready', 'start.sandbox-created', 'start.process-created'],
   ...['start.process-started', 'exit.received', 'exit.recorded', 'leave.container-removed', 'end.machine-stopped'],
 ];
-/** Only where the pod's network has a link; test of the network's own. */
-const OF_LINKS = ['shim.tap-attached', 'shim.card-plugged'];
+/** Where the pod's network has a link, and where its machine grows; tests of their own. */
+const OF_PODS = ['shim.tap-attached', 'shim.card-plugged', 'shim.grow-added', 'shim.grow-online'];
 /** Nothing runs yet that the next engine could go on with. */
 const FAILS = ['shim.launch-recorded', 'start.cgroup'];
 
@@ -35,7 +35,7 @@ const steps = (): [string, ...string[]][] => [
 ];
 
 for (const name of FAILPOINTS.filter(
-  (one) => BETWEEN.includes(one) || (one.startsWith('shim.') && !OF_LINKS.includes(one)),
+  (one) => BETWEEN.includes(one) || (one.startsWith('shim.') && !OF_PODS.includes(one)),
 ))
   test(`katad dies at ${name}`, async () => {
     // Starts the engine when the last one died with nothing left to take over.

@@ -288,6 +288,12 @@ export class QemuMachine implements Machine {
     return hotAddress(device, slot, parts);
   }
 
+  async vcpuThreads(options: CallOptions = {}): Promise<number[]> {
+    const answer = await this.#monitor.execute('query-cpus-fast', {}, { timeoutMs: PLUG_TIMEOUT_MS, ...options });
+    const cpus = (Array.isArray(answer) ? answer : []) as { 'thread-id'?: unknown }[];
+    return cpus.map((cpu) => cpu['thread-id']).filter((id) => Number.isSafeInteger(id)) as number[];
+  }
+
   unplug(id: string, options: CallOptions = {}): Promise<void> {
     return this.#inTurn(() => this.#unplug(id, { timeoutMs: PLUG_TIMEOUT_MS, ...options }));
   }

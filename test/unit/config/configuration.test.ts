@@ -54,6 +54,7 @@ test('without a configuration everything is as usual, and nothing is said', () =
     sharedFs: { cache: 'auto', queueSize: 1024 },
     networkModel: 'tcfilter',
     vhostNet: true,
+    sandboxCgroupOnly: true,
     guestSeccomp: true,
     kernelDebug: false,
   });
@@ -123,6 +124,7 @@ test('every honoured key: what is right is taken, what is wrong is told with its
     ['runtime.hypervisor_name', ['"qemu"'], ['"clh"', '""']],
     ['runtime.agent_name', ['"kata"'], ['"other"']],
     ['runtime.internetworking_model', ['"tcfilter"'], ['"bridge"', '""']],
+    ['runtime.sandbox_cgroup_only', ['true', 'false'], ['1']],
     ['runtime.disable_guest_seccomp', ['true', 'false'], ['"no"']],
   ];
   const seen = new Set<string>();

@@ -9,7 +9,7 @@ import { KataError } from '../../../src/base/index.ts';
 import { Engine } from '../../../src/engine/engine.ts';
 import type { Hypervisor, Machine, MachineHost } from '../../../src/hypervisor/index.ts';
 import type { ImageStore } from '../../../src/image/index.ts';
-import type { MachineSpec, VsockMode } from '../../../src/model/index.ts';
+import type { MachineSpec, Resources, VsockMode } from '../../../src/model/index.ts';
 import type { DoorAnswer, DoorCall, JournalEntry, KeeperState } from '../../../src/os/index.ts';
 import type { Keeper, SandboxHost } from '../../../src/sandbox/index.ts';
 
@@ -326,6 +326,17 @@ export class FakeKeeper {
         };
       },
       copyFile: async () => check(),
+      guestDetails: async () => {
+        check();
+        return {
+          ...{ agentVersion: '1', extraFeatures: [], storageHandlers: [], supportsSeccomp: true },
+          memoryBlockBytes: 2 ** 27,
+        };
+      },
+      online: async ({ vcpus, memory }) => {
+        check();
+        this.done.push(`online ${vcpus} ${memory.map(({ bytes }) => bytes / 2 ** 20).join(' ')}`);
+      },
       updateContainer: async (id, update) => {
         check();
         this.done.push(`update ${id} ${JSON.stringify(update)}`);
@@ -339,7 +350,14 @@ export class FakeKeeper {
 export class World {
   readonly dir = mkdtempSync(join(tmpdir(), 'kata-engine-'));
   readonly keepers = new Map<string, FakeKeeper>();
+  /** Paths of the sandboxes' groups. */
   readonly cgroups = new Set<string>();
+  /** By directory. */
+  readonly limits = new Map<string, Resources>();
+  /** VMM and threads of it, by the directory that they are in. */
+  readonly threads = new Map<string, number[]>();
+  /** oom_score_adj by pid. */
+  readonly scores = new Map<number, number>();
   readonly logs: string[] = [];
   /** Of every machine that was made. */
   readonly specs: MachineSpec[] = [];
@@ -352,6 +370,8 @@ export class World {
   vsock: VsockMode = 'hybrid';
   /** VOLUME of the image. */
   imageVolumes: Record<string, object> = {};
+  /** Machines can be made larger while they run. */
+  growable = true;
   /** What the guest does while it creates a container. */
   onCreate: () => void = () => {};
   #nextPid = 100;
@@ -451,14 +471,24 @@ export class World {
         return { keeper: this.#steps(keeper.connect(connection)), agent: this.#steps(keeper.agent(connection)) };
       },
       cleanup: async (_path, runDir) => this.keepers.get(runDir)?.die(),
-      createCgroup: async (uid) => {
+      createCgroup: async (uid, _limits, group) => {
         this.#step('createCgroup');
-        this.cgroups.add(uid);
+        this.cgroups.add(`/cg/${group?.path ?? `kata-ts/${uid}`}`);
         await this.#after('createCgroup');
-        return { directories: [`/cg/kata-ts/${uid}`], unusable: [] };
+        return { directories: [`/cg/${group?.path ?? `kata-ts/${uid}`}`], unusable: [] };
+      },
+      limitCgroup: async (directories, limits) => {
+        for (const directory of directories) this.limits.set(directory, limits);
+        return [];
+      },
+      moveThreads: async (directory, pid, threads) => {
+        this.threads.set(directory, [pid, ...threads]);
+      },
+      setOomScore: async (pid, score) => {
+        this.scores.set(pid, score);
       },
       removeCgroup: async (directories) => {
-        for (const directory of directories) this.cgroups.delete(directory.slice('/cg/kata-ts/'.length));
+        for (const directory of directories) this.cgroups.delete(directory);
       },
       killCgroup: async () => {},
       makeDisk: async (path) => {
@@ -496,6 +526,7 @@ export class World {
   #hypervisor(): Hypervisor {
     const machine = (spec: MachineSpec, host: MachineHost): Machine => {
       const plugged: string[] = [];
+      const { growable } = this;
       return {
         start: async () => {
           this.#step('machine.start');
@@ -516,6 +547,21 @@ export class World {
           if (!plugged.includes(id)) throw new KataError('NOT_FOUND', id);
           plugged.splice(plugged.indexOf(id), 1);
         },
+        ...(growable && {
+          grow: async (wanted) => {
+            this.#step('grow');
+            const { vcpus, memoryBytes, maxMemoryBytes } = spec as MachineSpec;
+            if (wanted.memoryBytes > maxMemoryBytes) throw new KataError('RESOURCE_EXHAUSTED', 'no room');
+            const bytes = Math.ceil((wanted.memoryBytes - memoryBytes) / wanted.blockBytes) * wanted.blockBytes;
+            await this.#after('grow');
+            return {
+              vcpus: Math.max(vcpus, wanted.vcpus),
+              memoryBytes: memoryBytes + bytes,
+              added: [{ address: 2 ** 32, bytes }],
+            };
+          },
+          vcpuThreads: async () => [7, 8],
+        }),
         addressOf: () => ({ driver: 'blk', source: '02', parts: [{ startSector: 0, sectors: 8 }] }),
         agentAddress: { mode: 'hybrid', socket: '' },
         describe: () => ({ driver: 'fake', version: 1, spec, plugged: [] }),

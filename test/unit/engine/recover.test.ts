@@ -160,7 +160,7 @@ test('files that cannot be read never keep the engine from its work', async () =
     ['0123456789ac', undefined],
   ] as const) {
     mkdirSync(join(world.dir, 'run', 's', uid));
-    world.cgroups.add(uid);
+    world.cgroups.add(`/cg/kata-ts/${uid}`);
     if (text !== undefined) writeFileSync(join(world.dir, 'run', 's', uid, 'sandbox.json'), text);
   }
   const { engine, container } = await next(id);

@@ -167,7 +167,7 @@ test('limits are written in the words of each version', async (t) => {
     [1, one],
     [2, two],
   ] as const) {
-    const group = await createHostCgroup('0123456789ab', limits, {
+    const group = await createHostCgroup('kata-ts/0123456789ab', limits, {
       hierarchies: [{ version, mountPoint, controllers }],
     });
     assert.deepEqual(group, { directories: [join(mountPoint, 'kata-ts/0123456789ab')], unusable: [] });
@@ -178,7 +178,7 @@ test('limits are written in the words of each version', async (t) => {
   assert.equal(read('v2/kata-ts/0123456789ab/cpu.max'), '150000 100000');
   assert.equal(read('v2/kata-ts/0123456789ab/memory.max'), '268435456');
   assert.equal(read('v2/cgroup.subtree_control'), '+cpu +memory +pids');
-  const none = await createHostCgroup('0123456789ab', limits, {
+  const none = await createHostCgroup('kata-ts/0123456789ab', limits, {
     hierarchies: [{ version: 1, mountPoint: '/proc/none', controllers: ['cpu'] }],
   });
   assert.deepEqual(none.directories, []);
@@ -187,7 +187,7 @@ test('limits are written in the words of each version', async (t) => {
 
 test('a group of this host takes a process, is in use, and goes', async (t) => {
   const parent = `kata-test-${process.pid}`;
-  const { directories } = await createHostCgroup('0123456789ab', { pids: 50 }, { parent });
+  const { directories } = await createHostCgroup(`${parent}/0123456789ab`, { pids: 50 });
   if (directories.length === 0) return t.skip('no cgroup hierarchy can be written here');
   const child = spawn('sleep', ['60']);
   const ended = new Promise((resolve) => child.once('exit', resolve));

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { afterEach, test } from 'node:test';
 import { virtiofsdArgv } from '../../../src/hypervisor/qemu/argv.ts';
 import * as rpc from '../../../src/rpc/containerd.ts';
-import { sizeOf } from '../../../src/shim/boot.ts';
+import { sizeOf } from '../../../src/shim/size.ts';
 import { ShimWorld } from './world.ts';
 
 const GIB = 2 ** 30;

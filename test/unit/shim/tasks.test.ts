@@ -83,7 +83,7 @@ test('a task from Create to Shutdown, its events in order, and nothing left', as
   });
   assert.equal(pid, VMM_PID);
   assert.deepEqual([...world.keeper.shares], ['pod']);
-  assert.deepEqual(world.keeper.done, ['netns /var/run/netns/cni-1', `cgroups /cg/kata-ts/${world.uid}`]);
+  assert.deepEqual(world.keeper.done, ['netns /var/run/netns/cni-1', `cgroups /cg/k8s.io/kata_${world.uid}`]);
   assert.deepEqual(await world.call('Connect', { id: 'pod' }), { shim_pid: 31, task_pid: VMM_PID, version: '' });
   assert.equal((await world.call('State', { id: 'pod' })).status, rpc.TaskStatus.CREATED);
   const waiting = world.call('Wait', { id: 'pod' });

@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
-import { wantedBy } from '../../../src/shim/boot.ts';
+
 import { roleOf } from '../../../src/shim/bundle.ts';
 import { parseSpec } from '../../../src/shim/runtime-spec.ts';
+import { neededBy, wantedBy } from '../../../src/shim/size.ts';
 import { criSpec } from './support.ts';
 
 const GIB = 2 ** 30;
@@ -36,4 +37,12 @@ test('a single container is sized by its own limits, never by annotations of pod
   const resources = { memory: { limit: GIB }, cpu: { quota: 50_000, period: 100_000 } };
   assert.deepEqual(wanted({ 'io.kubernetes.cri.sandbox-memory': '1' }, resources), { memoryBytes: GIB, cpus: 0.5 });
   assert.deepEqual(wanted({}, { memory: { limit: -1 }, cpu: { quota: -1 } }), {});
+});
+
+test('a configured size is the machine of who has no limit, and the share of those beside the others', () => {
+  const config = { memoryBytes: GIB / 2 };
+  assert.deepEqual(neededBy([{}, { cpus: 1 }], HOST, config), { cpus: 1 });
+  assert.deepEqual(neededBy([{}, { memoryBytes: GIB }], HOST, config), { memoryBytes: 1.5 * GIB });
+  assert.deepEqual(neededBy([{ memoryBytes: GIB }], HOST, config), { memoryBytes: GIB });
+  assert.deepEqual(neededBy([{}], HOST), { memoryBytes: 2 * GIB });
 });

@@ -3,7 +3,6 @@ import type { Bundle } from './bundle.ts';
 import type { Door } from './door.ts';
 import type { TaskRecord } from './records.ts';
 import { hostLimits, type Limits, limitsOf, neededBy, sizeOf } from './size.ts';
-import { isLive } from './states.ts';
 
 /** Where everything of a sandbox but its processors' threads is, when these alone are in the pod's group. */
 const OVERHEAD = 'kata_overhead';
@@ -50,7 +49,7 @@ export async function enterHostGroups(door: Door): Promise<void> {
 
 /** Containers that use the machine, or will in a moment. */
 const present = ({ tasks }: Door): TaskRecord[] =>
-  tasks.all.filter(({ limits, state }) => limits !== undefined && (isLive(state) || state.status === 'creating'));
+  tasks.all.filter(({ limits, state }) => limits !== undefined && !['stopped', 'deleted'].includes(state.status));
 
 /**
  * Makes machine and host groups large enough for the containers there are, and for what `changed` says of one of them. Before the container

@@ -16,16 +16,23 @@ const options = (config: object) => ({
 });
 
 test('a pod that no container describes: name, limits, annotations, name servers', () => {
-  const { hostname, annotations, files } = podConfig(
+  const { hostname, annotations, files, cgroupsPath } = podConfig(
     options({
       hostname: 'web',
       annotations: { 'io.katacontainers.config.hypervisor.default_vcpus': '2', other: 'x' },
       dns_config: { servers: ['10.0.0.10', 'fd00::10'], searches: ['a.local', 'local'], options: ['ndots:5'] },
-      linux: { resources: { cpu_period: 100_000n, cpu_quota: 150_000n, memory_limit_in_bytes: 2n ** 30n } },
+      linux: {
+        resources: { cpu_period: 100_000n, cpu_quota: 150_000n, memory_limit_in_bytes: 2n ** 30n },
+        cgroup_parent: '/kubepods/pod1',
+      },
     }),
     '/nonexistent',
+    'pod',
   );
   assert.equal(hostname, 'web');
+  assert.equal(cgroupsPath, '/kubepods/pod1/pod');
+  const slice = options({ linux: { cgroup_parent: '/kubepods.slice/kubepods-pod1.slice' } });
+  assert.equal(podConfig(slice, '/nonexistent', 'pod').cgroupsPath, 'kubepods-pod1.slice:cri-containerd:pod');
   assert.deepEqual(annotations, {
     'io.katacontainers.config.hypervisor.default_vcpus': '2',
     'io.kubernetes.cri.sandbox-memory': '1073741824',
@@ -37,8 +44,8 @@ test('a pod that no container describes: name, limits, annotations, name servers
     hosts: '',
     'resolv.conf': 'search a.local local\nnameserver 10.0.0.10\nnameserver fd00::10\noptions ndots:5\n',
   });
-  assert.throws(() => podConfig(options({ dns_config: { servers: ['1.1.1.1\nx'] } }), ''), /is not a word/);
-  assert.throws(() => podConfig({ type_url: 'runtime.v1.PodSandboxConfig', value: Buffer.from([9]) }, ''), {
+  assert.throws(() => podConfig(options({ dns_config: { servers: ['1.1.1.1\nx'] } }), '', 'pod'), /is not a word/);
+  assert.throws(() => podConfig({ type_url: 'runtime.v1.PodSandboxConfig', value: Buffer.from([9]) }, '', 'pod'), {
     code: 'INVALID_ARGUMENT',
   });
 });
@@ -49,7 +56,11 @@ test('without a configuration the host’s name and files are the pod’s', (t) 
   mkdirSync(join(root, 'etc'));
   writeFileSync(join(root, 'etc/hosts'), '127.0.0.1 localhost\n');
   writeFileSync(join(root, 'etc/resolv.conf'), 'nameserver 9.9.9.9\n');
-  const { hostname, files, annotations } = podConfig({ type_url: 'something.Else', value: Buffer.from('x') }, root);
+  const { hostname, files, annotations } = podConfig(
+    { type_url: 'something.Else', value: Buffer.from('x') },
+    root,
+    'pod',
+  );
   assert.ok(hostname.length > 0);
   assert.deepEqual(annotations, {});
   assert.deepEqual([files.hosts, files['resolv.conf']], ['127.0.0.1 localhost\n', 'nameserver 9.9.9.9\n']);
@@ -58,16 +69,20 @@ test('without a configuration the host’s name and files are the pod’s', (t) 
 test('namespaces of the host are refused', () => {
   const { NODE, POD } = NamespaceMode;
   for (const namespace_options of [{ network: NODE }, { pid: NODE }, { ipc: NODE }, { userns_options: { mode: POD } }])
-    assert.throws(() => podConfig(options({ linux: { security_context: { namespace_options } } }), ''), {
+    assert.throws(() => podConfig(options({ linux: { security_context: { namespace_options } } }), '', 'pod'), {
       code: 'INVALID_ARGUMENT',
     });
-  podConfig(options({ linux: { security_context: { namespace_options: { userns_options: { mode: NODE } } } } }), '');
+  podConfig(
+    options({ linux: { security_context: { namespace_options: { userns_options: { mode: NODE } } } } }),
+    '',
+    'pod',
+  );
 });
 
 test('a container has its pod’s files where it brings none of its own', (t) => {
   const runDir = mkdtempSync(join(tmpdir(), 'kata-pod-'));
   t.after(() => rmSync(runDir, { recursive: true }));
-  writePodFiles(runDir, podConfig(options({ hostname: 'web', dns_config: { servers: ['1.1.1.1'] } }), '').files);
+  writePodFiles(runDir, podConfig(options({ hostname: 'web', dns_config: { servers: ['1.1.1.1'] } }), '', 'pod').files);
   const own = { destination: '/etc/hosts', type: 'bind', source: '/kubelet/hosts', options: ['rbind'] };
   const spec = parseSpec(JSON.stringify(criSpec({ mounts: [own] })));
   const bundle: Bundle = { dir: '/b', spec, role: { kind: 'single' }, annotations: {}, facts: new Map() };

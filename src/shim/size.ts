@@ -71,7 +71,10 @@ export function neededBy(containers: readonly Limits[], pods: Host | undefined, 
   const bytes = containers.reduce((sum, { memoryBytes = 0 }) => sum + memoryBytes, 0);
   const isOpen = containers.some(({ memoryBytes }) => memoryBytes === undefined);
   const share = (host: Host): number =>
-    Math.min(config.memoryBytes ?? unlimitedShare(host), Math.max(0, Math.floor((host.memoryBytes - 256 * MIB) * (64 / 65)) - bytes));
+    Math.min(
+      config.memoryBytes ?? unlimitedShare(host),
+      Math.max(0, Math.floor((host.memoryBytes - 256 * MIB) * (64 / 65)) - bytes),
+    );
   // Thousandths: sums of binary fractions would be a processor too many.
   const cpus = containers.reduce((sum, one) => sum + Math.round((one.cpus ?? 0) * 1000), 0) / 1000;
   const wanted = cpus > 0 ? { cpus } : {};

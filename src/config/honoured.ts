@@ -163,9 +163,9 @@ export const HONOURED = {
   },
   'runtime.agent_name': { check: choice('kata'), fallback: '"kata"', effect: 'The agent.', annotations: [] },
   'runtime.internetworking_model': {
-    check: choice('tcfilter'),
+    check: choice('tcfilter', 'macvtap', 'none'),
     fallback: '"tcfilter"',
-    effect: "How a link of the pod's network is joined to the machine's card.",
+    effect: "How a link of the pod's network is joined to the machine's card; `none`: the pod has a loopback alone.",
   },
   'runtime.sandbox_cgroup_only': {
     check: bool,

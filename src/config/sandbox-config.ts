@@ -27,7 +27,7 @@ export const SandboxConfig = z.object({
     writeback: z.literal(true).optional(),
     directIo: z.literal(true).optional(),
   }),
-  networkModel: z.enum(['tcfilter']),
+  networkModel: z.enum(['tcfilter', 'macvtap', 'none']),
   /** Packets may go through the host's kernel. */
   vhostNet: z.boolean(),
   /** Everything of the sandbox on the host is in the pod's group; false: the threads of its processors alone. */

@@ -125,7 +125,6 @@ function deviceProblems(device: Device, spec: MachineSpec): string[] {
     case 'net':
       if (!TAP.test(device.tap)) problems.push(`${what}: the tap's name must match ${TAP.source}`);
       if (!MAC.test(device.mac)) problems.push(`${what}: ${JSON.stringify(device.mac)} is no unicast MAC address`);
-      if (!within(device.mtu, 68, 65535)) problems.push(`${what}: the MTU must be 68 to 65535`);
       if (!within(device.queues, 1, 16)) problems.push(`${what}: must have 1 to 16 queues`);
       break;
     default:

@@ -50,10 +50,10 @@ export interface NetDevice {
   id: string;
   /** Name of the tap: /^[A-Za-z0-9_.-]{1,15}$/. */
   tap: string;
+  /** A macvtap, whose device the VMM inherits; such a card cannot be plugged while the machine runs. */
+  inherited?: boolean;
   /** What the guest's card has: six pairs of lower-case hexadecimal digits with colons, unicast. */
   mac: string;
-  /** Bytes; what the guest is told to begin with: 68 to 65535. */
-  mtu: number;
   /** Pairs of queues, 1 to 16; the tap was made for so many. */
   queues: number;
   /** Packets go through the host's kernel (vhost-net) instead of the VMM. */

@@ -18,6 +18,8 @@ export interface NetworkLink {
   flags: number;
   kind: string;
   queues: number;
+  /** In the guest: the MAC address that the card was made with, where that is another one. */
+  card: string;
 }
 
 export interface NetworkPrefix {
@@ -32,6 +34,8 @@ export interface NetworkAddress {
   broadcast: string;
   scope: number;
   flags: number;
+  /** Of the route that the kernel makes for the address. */
+  metric: number;
 }
 
 export interface NetworkRoute {
@@ -50,6 +54,8 @@ export interface NetworkRoute {
   tos: number;
   preference: number;
   hops: { gateway: string; link: number; weight: number; flags: number }[];
+  metrics: { kind: number; value: number }[];
+  unsupported: string;
 }
 
 export interface NetworkNeighbour {
@@ -73,4 +79,5 @@ export interface NetworkRule {
   action: number;
   tos: number;
   invert: boolean;
+  others: string[];
 }

@@ -275,7 +275,7 @@ export class KeeperClient {
     return { state: answer.state ?? empty, generation: answer.generation };
   }
 
-  /** Joins a link of the sandbox's network namespace to a new tap, both ways. Idempotent. */
+  /** Joins a link of the sandbox's network namespace to a new tap, both ways; one that is there gets the link's present MTU. */
   async attachTap(
     tap: { link: number; tap: string; model: 'tcfilter' | 'macvtap'; queues: number },
     options?: CallOptions,

@@ -85,7 +85,10 @@ export interface CreateMemoryResponse {
 }
 
 export interface InheritedFd {
-  /** Name given to CreateMemory, or "vhost-vsock": the kernel's vsock device with the guest's CID set. */
+  /**
+   * Name given to CreateMemory, or "vhost-vsock": the kernel's vsock device with the guest's CID set, or "tap:<name>": the
+   * device of a macvtap of AttachTap.
+   */
   memory: string;
   /** The number the child sees. */
   target_fd: number;
@@ -306,7 +309,10 @@ export interface AttachTapRequest {
   link: number;
   /** [A-Za-z0-9_.-]{1,15} */
   tap: string;
-  /** "tcfilter": ingress of each redirected to the other's egress. "macvtap": a macvtap on the link in place of a tap. */
+  /**
+   * "tcfilter": ingress of each redirected to the other's egress. "macvtap": a macvtap on the link in place of a tap, with one pair
+   * of queues, whose device the VMM inherits.
+   */
   model: string;
   /** Pairs of queues, 1 to 16. */
   queues: number;

@@ -37,6 +37,8 @@ export interface Link {
   kind: string;
   /** Pairs of queues. */
   queues: number;
+  /** Of a link that the guest is to have: the hardware address that its card was made with, where that is another one. */
+  card: string;
 }
 
 export interface Prefix {
@@ -55,6 +57,8 @@ export interface Address {
   scope: number;
   /** IFA_F_*. */
   flags: number;
+  /** IFA_RT_PRIORITY: of the route that the kernel makes for the address. */
+  metric: number;
 }
 
 export interface RouteEntry {
@@ -64,6 +68,7 @@ export interface RouteEntry {
     | undefined;
   /** 4 or 6. */
   family: number;
+  /** May be of the other family (RTA_VIA). */
   gateway: string;
   /** 0: none (unreachable, blackhole, …). */
   link: number;
@@ -82,6 +87,15 @@ export interface RouteEntry {
   preference: number;
   /** Several next hops; gateway and link are empty then. */
   hops: NextHop[];
+  /** RTAX_* other than the MTU. */
+  metrics: Metric[];
+  /** What the route has that cannot be said here, for a person; such a route is not mirrored. */
+  unsupported: string;
+}
+
+export interface Metric {
+  kind: number;
+  value: number;
 }
 
 export interface NextHop {
@@ -114,6 +128,8 @@ export interface Rule {
   tos: number;
   /** FIB_RULE_INVERT. */
   invert: boolean;
+  /** Every other attribute as the kernel has it: "<kind>:<hexadecimal>", rising. */
+  others: string[];
 }
 
 function createBaseNetworkState(): NetworkState {
@@ -220,7 +236,7 @@ export const NetworkState: MessageFns<NetworkState> = {
 };
 
 function createBaseLink(): Link {
-  return { index: 0, name: "", mac: "", mtu: 0, flags: 0, kind: "", queues: 0 };
+  return { index: 0, name: "", mac: "", mtu: 0, flags: 0, kind: "", queues: 0, card: "" };
 }
 
 export const Link: MessageFns<Link> = {
@@ -245,6 +261,9 @@ export const Link: MessageFns<Link> = {
     }
     if (message.queues !== 0) {
       writer.uint32(56).uint32(message.queues);
+    }
+    if (message.card !== "") {
+      writer.uint32(66).string(message.card);
     }
     return writer;
   },
@@ -318,6 +337,14 @@ export const Link: MessageFns<Link> = {
             message.queues = reader.uint32();
             continue;
           }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.card = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -342,6 +369,7 @@ export const Link: MessageFns<Link> = {
     message.flags = object.flags ?? 0;
     message.kind = object.kind ?? "";
     message.queues = object.queues ?? 0;
+    message.card = object.card ?? "";
     return message;
   },
 };
@@ -414,7 +442,7 @@ export const Prefix: MessageFns<Prefix> = {
 };
 
 function createBaseAddress(): Address {
-  return { link: 0, prefix: undefined, peer: "", broadcast: "", scope: 0, flags: 0 };
+  return { link: 0, prefix: undefined, peer: "", broadcast: "", scope: 0, flags: 0, metric: 0 };
 }
 
 export const Address: MessageFns<Address> = {
@@ -436,6 +464,9 @@ export const Address: MessageFns<Address> = {
     }
     if (message.flags !== 0) {
       writer.uint32(56).uint32(message.flags);
+    }
+    if (message.metric !== 0) {
+      writer.uint32(64).uint32(message.metric);
     }
     return writer;
   },
@@ -501,6 +532,14 @@ export const Address: MessageFns<Address> = {
             message.flags = reader.uint32();
             continue;
           }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.metric = reader.uint32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -526,6 +565,7 @@ export const Address: MessageFns<Address> = {
     message.broadcast = object.broadcast ?? "";
     message.scope = object.scope ?? 0;
     message.flags = object.flags ?? 0;
+    message.metric = object.metric ?? 0;
     return message;
   },
 };
@@ -547,6 +587,8 @@ function createBaseRouteEntry(): RouteEntry {
     tos: 0,
     preference: 0,
     hops: [],
+    metrics: [],
+    unsupported: "",
   };
 }
 
@@ -596,6 +638,12 @@ export const RouteEntry: MessageFns<RouteEntry> = {
     }
     for (const v of message.hops) {
       NextHop.encode(v!, writer.uint32(130).fork()).join();
+    }
+    for (const v of message.metrics) {
+      Metric.encode(v!, writer.uint32(138).fork()).join();
+    }
+    if (message.unsupported !== "") {
+      writer.uint32(146).string(message.unsupported);
     }
     return writer;
   },
@@ -733,6 +781,22 @@ export const RouteEntry: MessageFns<RouteEntry> = {
             message.hops.push(NextHop.decode(reader, reader.uint32()));
             continue;
           }
+          case 17: {
+            if (tag !== 138) {
+              break;
+            }
+
+            message.metrics.push(Metric.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 18: {
+            if (tag !== 146) {
+              break;
+            }
+
+            message.unsupported = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -767,6 +831,75 @@ export const RouteEntry: MessageFns<RouteEntry> = {
     message.tos = object.tos ?? 0;
     message.preference = object.preference ?? 0;
     message.hops = object.hops?.map((e) => NextHop.fromPartial(e)) || [];
+    message.metrics = object.metrics?.map((e) => Metric.fromPartial(e)) || [];
+    message.unsupported = object.unsupported ?? "";
+    return message;
+  },
+};
+
+function createBaseMetric(): Metric {
+  return { kind: 0, value: 0 };
+}
+
+export const Metric: MessageFns<Metric> = {
+  encode(message: Metric, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.kind !== 0) {
+      writer.uint32(8).uint32(message.kind);
+    }
+    if (message.value !== 0) {
+      writer.uint32(16).uint32(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): Metric {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseMetric();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.kind = reader.uint32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.value = reader.uint32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<Metric>): Metric {
+    return Metric.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<Metric>): Metric {
+    const message = createBaseMetric();
+    message.kind = object.kind ?? 0;
+    message.value = object.value ?? 0;
     return message;
   },
 };
@@ -979,6 +1112,7 @@ function createBaseRule(): Rule {
     action: 0,
     tos: 0,
     invert: false,
+    others: [],
   };
 }
 
@@ -1019,6 +1153,9 @@ export const Rule: MessageFns<Rule> = {
     }
     if (message.invert !== false) {
       writer.uint32(112).bool(message.invert);
+    }
+    for (const v of message.others) {
+      writer.uint32(122).string(v!);
     }
     return writer;
   },
@@ -1132,6 +1269,14 @@ export const Rule: MessageFns<Rule> = {
             message.invert = reader.bool();
             continue;
           }
+          case 15: {
+            if (tag !== 122) {
+              break;
+            }
+
+            message.others.push(reader.string());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1165,6 +1310,7 @@ export const Rule: MessageFns<Rule> = {
     message.action = object.action ?? 0;
     message.tos = object.tos ?? 0;
     message.invert = object.invert ?? false;
+    message.others = object.others?.map((e) => e) || [];
     return message;
   },
 };

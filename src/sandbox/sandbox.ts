@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { type Agent, createContainerRequest, execProcessRequest } from '../agent/index.ts';
 import { KataError, Mutex } from '../base/index.ts';
 import type { Machine } from '../hypervisor/index.ts';
-import type { Device, MachineSize } from '../model/index.ts';
+import type { Device, MachineSize, NetDevice } from '../model/index.ts';
 import type { Process } from '../oci/index.ts';
 import type { KeeperProcess, LaunchedKeeper } from '../os/index.ts';
 import type { Share } from '../storage/index.ts';
@@ -389,10 +389,16 @@ export class Sandbox {
     });
   }
 
-  /** Of every device that the machine has. */
-  deviceIds(): string[] {
+  /** Takes such a device away again; one that the machine booted with stays. */
+  async unplug(id: string): Promise<void> {
+    await this.#mutex.run(() => this.#unplug({ devices: [id], shares: [] }));
+  }
+
+  /** Every network card of the machine. */
+  cards(): NetDevice[] {
     const { spec, plugged } = machineOf(this.links.machine).describe();
-    return [...spec.devices, ...plugged.map(({ device }) => device)].map(({ id }) => id);
+    const devices = [...spec.devices, ...plugged.map(({ device }) => device)];
+    return devices.filter((device) => device.kind === 'net');
   }
 
   async #plug(devices: readonly Device[], shares: readonly Share[], signal: AbortSignal): Promise<void> {

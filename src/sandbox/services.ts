@@ -33,6 +33,7 @@ export type Keeper = Pick<
   | 'useNetns'
   | 'readNetwork'
   | 'attachTap'
+  | 'detachTap'
   | 'closeStdin'
   | 'doorCalls'
   | 'answerCall'

@@ -1,7 +1,7 @@
 import { KataError, Mutex } from '../base/index.ts';
 import type { SandboxConfig } from '../config/index.ts';
 import type { NetDevice } from '../model/index.ts';
-import { compareNetworks, type NetworkPlan, planNetwork } from '../network/index.ts';
+import { compareNetworks, type NetworkCard, type NetworkPlan, planNetwork } from '../network/index.ts';
 import { failpoint, type Sandbox } from '../sandbox/index.ts';
 import type { ShimServices } from './services.ts';
 
@@ -37,7 +37,7 @@ export class PodNetwork {
     return this.#mutex.run(async () => {
       const { cards, warnings } = await this.#plan();
       for (const warning of warnings) this.#door.log(`network: ${warning}`);
-      for (const { link, device } of cards) await this.#attach(link, device);
+      for (const card of cards) await this.#attach(card);
       return cards.map(({ device }) => device);
     });
   }
@@ -45,20 +45,21 @@ export class PodNetwork {
   /** Makes machine and guest have what the namespace holds now. Throws when the guest cannot have it, naming what it lacks. */
   async mirror(): Promise<void> {
     await this.#mutex.run(async () => {
-      const plan = await this.#plan();
+      const { sandbox } = this.#door;
+      const present = sandbox.cards();
+      const plan = await this.#plan(present);
       const text = JSON.stringify(plan.state);
       if (text === this.#applied) return;
-      const { sandbox } = this.#door;
-      const present = new Set(sandbox.deviceIds());
-      for (const { link, device } of plan.cards) {
-        if (present.has(device.id)) continue;
-        await this.#attach(link, device);
-        await sandbox.plug(device, this.#following.signal);
+      for (const card of plan.cards) {
+        const isNew = !present.some(({ id }) => id === card.device.id);
+        await this.#attach(card);
+        if (!isNew) continue;
+        await sandbox.plug(card.device, this.#following.signal);
         failpoint('shim.card-plugged');
       }
       const { state } = plan;
       const isEmpty = state.links.length === 0 && state.routes.length === 0 && state.rules.length === 0;
-      if (!isEmpty || this.#applied !== '') {
+      if (!isEmpty || present.length > 0) {
         const got = await sandbox.links.agent.applyNetwork(state, { timeoutMs: APPLY_TIMEOUT_MS });
         const missing = compareNetworks(state, got);
         if (missing.length > 0)
@@ -67,6 +68,8 @@ export class PodNetwork {
             evidence: missing,
           });
       }
+      for (const device of present)
+        if (!plan.cards.some((card) => card.device.id === device.id)) await this.#remove(device);
       this.#applied = text;
       failpoint('shim.network-applied');
     });
@@ -84,27 +87,42 @@ export class PodNetwork {
   async #follow(): Promise<void> {
     const { signal } = this.#following;
     let generation = 0n;
+    let told = '';
     while (!signal.aborted) {
       try {
         ({ generation } = await this.#door.sandbox.links.keeper.readNetwork(generation, { signal }));
         await this.mirror();
+        if (told !== '') this.#door.log("network: the guest's is the pod's again");
+        told = '';
       } catch (error) {
         if (signal.aborted || this.#door.sandbox.isEnding) return;
-        this.#door.log(`network: ${(error as Error).message}`);
+        const { message } = error as Error;
+        // Once, however often it is tried.
+        if (message !== told) this.#door.log(`network: a change of the pod's does not reach the guest: ${message}`);
+        told = message;
         await new Promise((resolve) => setTimeout(resolve, RETRY_MS).unref());
       }
     }
   }
 
-  async #plan(): Promise<NetworkPlan> {
+  async #plan(present?: NetDevice[]): Promise<NetworkPlan> {
     const { sandbox, services } = this.#door;
     const { state } = await sandbox.links.keeper.readNetwork(0n, { timeoutMs: READ_TIMEOUT_MS });
-    return planNetwork(state, { vhost: services.vhostNet && this.#door.config.vhostNet });
+    const { vhostNet, networkModel } = this.#door.config;
+    const vhost = services.vhostNet && vhostNet;
+    return planNetwork(state, { model: networkModel, vhost, ...(present && { present }) });
   }
 
-  async #attach(link: number, device: NetDevice): Promise<void> {
+  async #attach({ link, model, device }: NetworkCard): Promise<void> {
     const { keeper } = this.#door.sandbox.links;
-    await keeper.attachTap({ link, tap: device.tap, model: this.#door.config.networkModel, queues: device.queues });
+    await keeper.attachTap({ link, tap: device.tap, model, queues: device.queues });
     failpoint('shim.tap-attached');
+  }
+
+  /** Of a link that is gone. A card that the machine booted with stays, unused; its VMM reads the tap as long as it lives. */
+  async #remove(device: NetDevice): Promise<void> {
+    const { sandbox } = this.#door;
+    await sandbox.unplug(device.id);
+    if (!sandbox.cards().some(({ id }) => id === device.id)) await sandbox.links.keeper.detachTap(device.tap);
   }
 }

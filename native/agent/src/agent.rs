@@ -9,6 +9,7 @@ use crate::sandbox::Sandbox;
 use crate::storage::{Storages, Surroundings};
 use crate::streams::Streams;
 use crate::uevent::Uevents;
+use kata_protocol::network::NetworkState;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -25,6 +26,8 @@ pub struct Agent {
     pub storages: Storages,
     pub sandbox: RefCell<Sandbox>,
     pub containers: RefCell<BTreeMap<String, Rc<Container>>>,
+    /// What ApplyNetwork put there, with the guest's link numbers.
+    pub network: RefCell<NetworkState>,
 }
 
 impl Agent {
@@ -47,6 +50,7 @@ impl Agent {
             storages: Storages::new(surroundings),
             sandbox: RefCell::default(),
             containers: RefCell::default(),
+            network: RefCell::default(),
         })
     }
 

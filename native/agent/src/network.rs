@@ -2,6 +2,7 @@
 mod address;
 mod apply;
 mod links;
+mod requests;
 mod routes;
 
 pub use apply::apply_network;

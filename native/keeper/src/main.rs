@@ -22,6 +22,7 @@ mod json;
 mod keeper;
 mod kvm;
 mod loop_device;
+mod macvtap;
 mod netns;
 mod network;
 mod operations;

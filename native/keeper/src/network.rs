@@ -1,6 +1,7 @@
 //! The pod's network namespace: what it holds, and taps that are joined to its links.
 use crate::failure;
 use crate::keeper::Keeper;
+use crate::macvtap;
 use crate::sys;
 use crate::tc;
 use kata_protocol::envelope::Status;
@@ -11,7 +12,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
@@ -26,15 +27,24 @@ const QUIET: Duration = Duration::from_millis(5);
 const TAP_ENDS: (&str, &str) = ("tap", "_kata");
 const IFINFO_BYTES: usize = 16;
 
+#[derive(Clone, Copy, PartialEq)]
+enum Model {
+    TcFilter,
+    Macvtap,
+}
+
 #[derive(Clone, PartialEq)]
 struct Tap {
     link: u32,
     queues: u32,
+    model: Model,
 }
 
 #[derive(Default)]
 pub struct Network {
     taps: RefCell<BTreeMap<String, Tap>>,
+    /// Of macvtaps, for the VMM to inherit.
+    devices: RefCell<BTreeMap<String, OwnedFd>>,
     /// Rises with every change of the namespace; absent until somebody asks.
     generation: RefCell<Option<watch::Sender<u64>>>,
 }
@@ -105,42 +115,86 @@ pub fn attach(keeper: &Keeper, request: AttachTapRequest) -> Result<(), Status> 
     if !name_ok(&tap) || link == 0 || !(1..=MAX_QUEUES).contains(&queues) {
         return Err(status(Code::InvalidArgument, format!("tap {tap:?} on link {link} with {queues} queues")));
     }
-    if model != "tcfilter" {
-        return Err(status(Code::Unimplemented, format!("network model {model:?}; there is tcfilter")));
-    }
-    let wanted = Tap { link, queues };
-    match keeper.network.taps.borrow().get(&tap) {
-        Some(present) if *present == wanted => return Ok(()),
+    let model = match model.as_str() {
+        "tcfilter" => Model::TcFilter,
+        "macvtap" if queues == 1 => Model::Macvtap,
+        _ => return Err(status(Code::Unimplemented, format!("network model {model:?} with {queues} queues"))),
+    };
+    let wanted = Tap { link, queues, model };
+    let known = match keeper.network.taps.borrow().get(&tap) {
+        Some(present) if *present == wanted => true,
         Some(_) => return Err(status(Code::AlreadyExists, format!("tap {tap} is joined to another link"))),
-        None => {}
-    }
-    if keeper.network.taps.borrow().len() >= MAX_TAPS {
+        None => false,
+    };
+    if !known && keeper.network.taps.borrow().len() >= MAX_TAPS {
         return Err(status(Code::ResourceExhausted, format!("{MAX_TAPS} taps exist")));
     }
     let netns = namespace(keeper)?;
     let joined = sys::in_network_namespace(netns.as_fd(), || {
         let mut netlink = Netlink::open()?;
+        if known {
+            return rejoin(&mut netlink, &tap, &wanted).map(|()| None);
+        }
         join(&mut netlink, &tap, &wanted).inspect_err(|_| {
             let _ = part(&mut netlink, &tap, link);
         })
     });
-    joined.map_err(|error| failure::from_io(&format!("tap {tap} on link {link}"), &error))?;
+    let device = joined.map_err(|error| failure::from_io(&format!("tap {tap} on link {link}"), &error))?;
+    if let Some(device) = device {
+        keeper.network.devices.borrow_mut().insert(tap.clone(), device);
+    }
     keeper.network.taps.borrow_mut().insert(tap, wanted);
     Ok(())
 }
 
-fn join(netlink: &mut Netlink, name: &str, wanted: &Tap) -> io::Result<()> {
+fn join(netlink: &mut Netlink, name: &str, wanted: &Tap) -> io::Result<Option<OwnedFd>> {
     // What a keeper of before left under this name is nobody's.
     part(netlink, name, wanted.link)?;
-    let links = state::read(netlink)?.links;
-    let link = links.iter().find(|link| link.index == wanted.link);
-    let mtu = link.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?.mtu;
-    sys::make_tap(name, wanted.queues)?;
-    let tap = index_of(netlink, name)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
-    let request = Request::new(libc::RTM_NEWLINK, 0, &ifinfo(tap, libc::IFF_UP as u32));
-    netlink.execute(request.attribute(libc::IFLA_MTU, &mtu.to_ne_bytes()))?;
+    match wanted.model {
+        Model::TcFilter => sys::make_tap(name, wanted.queues)?,
+        Model::Macvtap => macvtap::make(netlink, name, wanted.link)?,
+    }
+    let tap = resize(netlink, name, wanted.link)?;
+    if wanted.model == Model::Macvtap {
+        return macvtap::open(name, tap).map(Some);
+    }
     tc::redirect(netlink, tap, wanted.link)?;
-    tc::redirect(netlink, wanted.link, tap)
+    tc::redirect(netlink, wanted.link, tap)?;
+    Ok(None)
+}
+
+/// For a tap that is there: its link may have got another size, or be another one of the same number.
+fn rejoin(netlink: &mut Netlink, name: &str, wanted: &Tap) -> io::Result<()> {
+    let tap = resize(netlink, name, wanted.link)?;
+    if wanted.model == Model::Macvtap {
+        return Ok(());
+    }
+    match tc::redirect(netlink, wanted.link, tap) {
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        Ok(()) => {
+            tc::restore(netlink, tap)?;
+            tc::redirect(netlink, tap, wanted.link)
+        }
+        other => other,
+    }
+}
+
+/// Sets the tap up, with its link's size; answers its number.
+fn resize(netlink: &mut Netlink, name: &str, link: u32) -> io::Result<u32> {
+    let missing = || io::Error::from_raw_os_error(libc::ENODEV);
+    let links = state::read(netlink)?.links;
+    let mtu = links.iter().find(|one| one.index == link).ok_or_else(missing)?.mtu;
+    let tap = links.iter().find(|one| one.name == name).ok_or_else(missing)?;
+    if tap.mtu != mtu || tap.flags & libc::IFF_UP as u32 == 0 {
+        let request = Request::new(libc::RTM_NEWLINK, 0, &ifinfo(tap.index, libc::IFF_UP as u32));
+        netlink.execute(request.attribute(libc::IFLA_MTU, &mtu.to_ne_bytes()))?;
+    }
+    Ok(tap.index)
+}
+
+/// The device of a macvtap.
+pub fn device(keeper: &Keeper, tap: &str) -> Option<i32> {
+    keeper.network.devices.borrow().get(tap).map(AsRawFd::as_raw_fd)
 }
 
 /// Removes the tap and the redirection to it; what is not there is fine.
@@ -172,6 +226,7 @@ pub fn loopback_up(netlink: &mut Netlink) -> io::Result<()> {
 pub fn detach(keeper: &Keeper, tap: &str) -> Result<(), Status> {
     let Some(Tap { link, .. }) = keeper.network.taps.borrow().get(tap).cloned() else { return Ok(()) };
     let netns = namespace(keeper)?;
+    keeper.network.devices.borrow_mut().remove(tap);
     sys::in_network_namespace(netns.as_fd(), || part(&mut Netlink::open()?, tap, link))
         .map_err(|error| failure::from_io(&format!("tap {tap}"), &error))?;
     keeper.network.taps.borrow_mut().remove(tap);
@@ -239,9 +294,11 @@ mod tests {
             sys::make_tap("eth0", 1)?;
             let link = index_of(&mut netlink, "eth0")?.unwrap();
             let name = format!("tap{link}_kata");
-            let wanted = Tap { link, queues: 2 };
+            let wanted = Tap { link, queues: 2, model: Model::TcFilter };
             join(&mut netlink, &name, &wanted)?;
-            join(&mut netlink, &name, &wanted)?;
+            rejoin(&mut netlink, &name, &wanted)?;
+            tc::restore(&mut netlink, link)?;
+            rejoin(&mut netlink, &name, &wanted)?;
             let tap = state::read(&mut netlink)?.links.into_iter().find(|link| link.name == name).unwrap();
             assert_eq!(tap.flags & libc::IFF_UP as u32, libc::IFF_UP as u32);
             Ok(name)

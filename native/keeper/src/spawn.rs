@@ -4,6 +4,7 @@ use crate::failure;
 use crate::json::Writer;
 use crate::keeper::Keeper;
 use crate::netns;
+use crate::network;
 use crate::ready_socket;
 use crate::sys;
 use kata_protocol::envelope::Status;
@@ -24,6 +25,8 @@ use tokio::sync::watch;
 pub const VMM: &str = "vmm";
 /// The memory name under which a child inherits the kernel's vsock device.
 const VHOST_VSOCK: &str = "vhost-vsock";
+/// What the name of a tap's device begins with; no memory's does.
+const TAP: &str = "tap:";
 const STDERR_BYTES: u64 = 256 * 1024;
 const MAX_SPAWNED: usize = 64;
 const MAX_MEMORIES: usize = 16;
@@ -230,11 +233,14 @@ fn inherited_fds(keeper: &Keeper, request: &SpawnRequest) -> Result<Vec<(RawFd, 
             return Err(status(Code::InvalidArgument, format!("target descriptor {}", fd.target_fd)));
         }
         let source = match fd.memory.as_str() {
-            VHOST_VSOCK => keeper.vsock.device(),
-            name => memory.get(name),
+            VHOST_VSOCK => keeper.vsock.device().map(AsRawFd::as_raw_fd),
+            name => match name.strip_prefix(TAP) {
+                Some(tap) => network::device(keeper, tap),
+                None => memory.get(name).map(AsRawFd::as_raw_fd),
+            },
         };
         let source = source.ok_or_else(|| status(Code::NotFound, format!("no memory {:?}", fd.memory)))?;
-        pairs.push((source.as_raw_fd(), fd.target_fd));
+        pairs.push((source, fd.target_fd));
     }
     Ok(pairs)
 }

@@ -182,9 +182,9 @@ impl Netlink {
     }
 }
 
-/// Told changes of links, addresses, routes and rules: RTMGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR,
-/// _IPV6_ROUTE of linux/rtnetlink.h.
-const CHANGES: u32 = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400;
+/// Told changes of links, neighbours, addresses, routes and rules: RTMGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE,
+/// _IPV6_IFADDR, _IPV6_ROUTE of linux/rtnetlink.h, and RTNLGRP_IPV6_RULE, which has no such name.
+const CHANGES: u32 = 0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1 << 18;
 
 /// A socket that becomes readable when something of the calling thread's network namespace changes. What it reads says less
 /// than a new look: it is only to be emptied.

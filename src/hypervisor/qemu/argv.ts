@@ -15,6 +15,8 @@ import {
 export const MEMORY_FD = 10;
 /** Number under which it inherits the kernel's vsock device, which has the guest's context id already. */
 export const VSOCK_FD = 11;
+/** First of the numbers under which it inherits the devices of macvtaps. */
+export const TAP_FD = 20;
 
 /**
  * QEMU's command line for a validated spec. Machine options leave out what a container's guest never uses: each device left
@@ -155,7 +157,7 @@ function coldDevice(spec: MachineSpec, device: Device, index: number): string[] 
     ];
   if (device.kind === 'net')
     return [
-      ...['-netdev', JSON.stringify(netBackend(device))],
+      ...['-netdev', JSON.stringify(netBackend(device, device.inherited ? tapFd(spec, device) : undefined))],
       ...[
         '-device',
         on(
@@ -175,14 +177,19 @@ function coldDevice(spec: MachineSpec, device: Device, index: number): string[] 
 
 export const netId = (device: NetDevice): string => `n-${device.id}`;
 
-/** The `-netdev` of a card; also the arguments of `netdev_add`. The tap exists: the VMM only opens it. */
-export const netBackend = (device: NetDevice): Record<string, unknown> => ({
+/** Taps that the VMM inherits, in the order of their numbers from `TAP_FD` on. */
+export const inheritedTaps = (spec: MachineSpec): NetDevice[] =>
+  spec.devices.filter((device) => device.kind === 'net').filter(({ inherited }) => inherited === true);
+
+const tapFd = (spec: MachineSpec, device: NetDevice): number => TAP_FD + inheritedTaps(spec).indexOf(device);
+
+/** The `-netdev` of a card; also the arguments of `netdev_add`. The tap exists: the VMM only opens it, or has its device as `fd`. */
+export const netBackend = (device: NetDevice, fd?: number): Record<string, unknown> => ({
   type: 'tap',
   id: netId(device),
-  ifname: device.tap,
-  script: 'no',
-  downscript: 'no',
-  queues: device.queues,
+  ...(fd === undefined
+    ? { ifname: device.tap, script: 'no', downscript: 'no', queues: device.queues }
+    : { fd: String(fd) }),
   vhost: device.vhost,
 });
 
@@ -190,7 +197,7 @@ export const netBackend = (device: NetDevice): Record<string, unknown> => ({
 const cardVectors = (device: NetDevice): number => 2 * device.queues + 2;
 const cardProperties = (device: NetDevice): string => {
   const several = device.queues > 1 ? `,mq=on,vectors=${cardVectors(device)}` : '';
-  return `netdev=${netId(device)},mac=${device.mac},host_mtu=${device.mtu}${several}`;
+  return `netdev=${netId(device)},mac=${device.mac}${several}`;
 };
 
 const queueSize = (device: FsDevice): number => device.queueSize ?? 1024;
@@ -233,7 +240,6 @@ export function hotDevice(device: Device, slot: number): Record<string, unknown>
       driver: 'virtio-net-pci',
       netdev: netId(device),
       mac: device.mac,
-      host_mtu: device.mtu,
       romfile: '',
       'disable-legacy': 'on',
       ...(device.queues > 1 ? { mq: true, vectors: cardVectors(device) } : {}),

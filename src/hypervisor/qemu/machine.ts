@@ -24,11 +24,13 @@ import {
   blockNode,
   chardevId,
   hotDevice,
+  inheritedTaps,
   MEMORY_FD,
   netBackend,
   netId,
   nodeName,
   qemuArgv,
+  TAP_FD,
   VSOCK_FD,
   virtiofsdArgv,
   vsockDeviceArgv,
@@ -180,6 +182,7 @@ export class QemuMachine implements Machine {
         fds: [
           { memory: spec.memory.name, targetFd: MEMORY_FD },
           ...(spec.vsock.mode === 'kernel' ? [{ memory: VHOST_VSOCK, targetFd: VSOCK_FD }] : []),
+          ...inheritedTaps(spec).map(({ tap }, at) => ({ memory: `tap:${tap}`, targetFd: TAP_FD + at })),
         ],
         essential: true,
         readySocket: monitorSocket(spec),
@@ -261,6 +264,10 @@ export class QemuMachine implements Machine {
     validateDevice(device, this.#spec);
     if (this.#addresses.has(device.id) || this.#plugged.has(device.id))
       throw new KataError('ALREADY_EXISTS', `the machine has a device ${device.id}`, { phase: 'plug' });
+    if (device.kind === 'net' && device.inherited)
+      throw new KataError('UNIMPLEMENTED', 'a card on a macvtap cannot be plugged while the machine runs', {
+        phase: 'plug',
+      });
     const slot = this.#freeSlot();
     const parts = partsOf(device);
     const undo: (() => Promise<unknown>)[] = [];

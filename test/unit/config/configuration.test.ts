@@ -123,7 +123,7 @@ test('every honoured key: what is right is taken, what is wrong is told with its
     ['runtime.create_container_timeout', ['1'], ['0']],
     ['runtime.hypervisor_name', ['"qemu"'], ['"clh"', '""']],
     ['runtime.agent_name', ['"kata"'], ['"other"']],
-    ['runtime.internetworking_model', ['"tcfilter"'], ['"bridge"', '""']],
+    ['runtime.internetworking_model', ['"tcfilter"', '"macvtap"', '"none"'], ['"bridge"', '""']],
     ['runtime.sandbox_cgroup_only', ['true', 'false'], ['1']],
     ['runtime.disable_guest_seccomp', ['true', 'false'], ['"no"']],
   ];

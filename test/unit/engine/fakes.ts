@@ -240,6 +240,10 @@ export class FakeKeeper {
         check();
         self.done.push(`tap ${tap} ${link}`);
       },
+      detachTap: async (tap) => {
+        check();
+        self.done.push(`no tap ${tap}`);
+      },
       closeStdin: async (containerId, execId) => {
         check();
         self.done.push(`close-stdin ${containerId}/${execId}`);

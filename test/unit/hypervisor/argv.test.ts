@@ -98,7 +98,6 @@ const net: NetDevice = {
   id: 'eth0',
   tap: 'tap0_kata',
   mac: '02:42:ac:11:00:02',
-  mtu: 1450,
   queues: 1,
   vhost: false,
 };
@@ -108,17 +107,16 @@ test('network cards at boot and behind the bridge, with one pair of queues and w
     '-netdev',
     '{"type":"tap","id":"n-eth0","ifname":"tap0_kata","script":"no","downscript":"no","queues":1,"vhost":false}',
     '-device',
-    'virtio-net-pci,netdev=n-eth0,mac=02:42:ac:11:00:02,host_mtu=1450,romfile=,id=eth0,bus=pcie.0,addr=0x4',
+    'virtio-net-pci,netdev=n-eth0,mac=02:42:ac:11:00:02,romfile=,id=eth0,bus=pcie.0,addr=0x4',
   ]);
   assert.match(
     qemuArgv(machineSpec({ devices: [{ ...net, queues: 4, vhost: true }] })).join(' '),
-    /"queues":4,"vhost":true.*host_mtu=1450,mq=on,vectors=10,/,
+    /"queues":4,"vhost":true.*mq=on,vectors=10,/,
   );
   assert.deepEqual(hotDevice({ ...net, queues: 2 }, 3), {
     driver: 'virtio-net-pci',
     netdev: 'n-eth0',
     mac: net.mac,
-    host_mtu: 1450,
     romfile: '',
     'disable-legacy': 'on',
     mq: true,

@@ -3,6 +3,7 @@ use super::address::{bits, family, format_mac, from_octets, octets, parse_ip, pa
 use crate::agent::Agent;
 use crate::device::DeviceRoots;
 use crate::failure::{invalid, not_found, Context, Result};
+use kata_protocol::netlink::state::IFLA_PERM_ADDRESS;
 use kata_protocol::netlink::{attributes, u32_at, Netlink, Request};
 use kata_protocol::types::{Interface, IpAddress, IpFamily};
 use std::io;
@@ -21,6 +22,8 @@ pub(super) struct Link {
     pub index: u32,
     pub name: String,
     pub mac: Vec<u8>,
+    /// The one that the card was made with; empty for what is no card.
+    pub card: Vec<u8>,
     pub mtu: u32,
     pub flags: u32,
 }
@@ -49,6 +52,7 @@ pub(super) fn links(netlink: &mut Netlink) -> io::Result<Vec<Link>> {
                 libc::IFLA_IFNAME => link.name = String::from_utf8_lossy(value).trim_end_matches('\0').to_owned(),
                 libc::IFLA_ADDRESS => link.mac = value.to_vec(),
                 libc::IFLA_MTU => link.mtu = u32_at(value, 0)?,
+                IFLA_PERM_ADDRESS => link.card = value.to_vec(),
                 _ => {}
             }
         }
@@ -134,7 +138,7 @@ fn wanted_addresses(wanted: &Interface, index: u32) -> Result<Vec<Address>> {
     wanted.ip_addresses.iter().map(parse).collect()
 }
 
-fn ipv6_is_off() -> bool {
+pub(super) fn ipv6_is_off() -> bool {
     std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6").map_or(true, |text| text.trim() == "1")
 }
 
@@ -215,26 +219,30 @@ fn replace_addresses(netlink: &mut Netlink, index: u32, wanted: &[Address]) -> i
     Ok(())
 }
 
-/// Waits until every hardware address has its card and gives the cards' numbers in that order.
-pub(super) async fn wait_for_links(agent: &Agent, macs: &[[u8; 6]], timeout: Duration) -> Result<Vec<u32>> {
+/// Waits until every card, told by the hardware address that it was made with, is there and gives the cards' numbers in that order.
+pub(super) async fn wait_for_cards(agent: &Agent, macs: &[[u8; 6]], timeout: Duration) -> Result<Vec<u32>> {
     let what = || "network: list interfaces".to_owned();
     let around = agent.storages.surroundings();
     let mut netlink = Netlink::open().context(what)?;
     let names: Vec<String> = macs.iter().map(|mac| format_mac(mac)).collect();
     let look = || {
         let all = links(&mut netlink).context(what)?;
-        let of = |mac: &[u8; 6]| all.iter().find(|link| link.mac == mac).map(|link| link.index);
+        let is = |link: &&Link, mac: &[u8; 6]| {
+            *mac == *(if link.card.is_empty() { &link.mac } else { &link.card }).as_slice()
+        };
+        let of = |mac: &[u8; 6]| all.iter().find(|link| is(link, mac)).map(|link| link.index);
         Ok(macs.iter().map(of).collect::<Option<Vec<u32>>>())
     };
     around.uevents.wait_for(&format!("a card for each of {names:?}"), timeout, look).await
 }
 
-/// Gives a card its name, size and flags.
+/// Gives a card its name, hardware address, size and flags.
 pub(super) fn set_link(wanted: &kata_protocol::network::Link, index: u32) -> Result<()> {
     let what = |step: &str| format!("network: interface {}: {step}", wanted.name);
     if wanted.name.is_empty() || wanted.name.len() > MAX_NAME_BYTES || wanted.name.contains(['/', '\0', ' ']) {
         return Err(invalid(format!("network: {:?} is no interface name", wanted.name)));
     }
+    let mac = parse_mac(&wanted.mac)?;
     let mut netlink = Netlink::open().context(|| what("open netlink"))?;
     let all = links(&mut netlink).context(|| what("list"))?;
     let link = all.iter().find(|link| link.index == index).ok_or_else(|| not_found(what("is gone")))?;
@@ -243,14 +251,24 @@ pub(super) fn set_link(wanted: &kata_protocol::network::Link, index: u32) -> Res
         set_up(&mut netlink, index, false).context(|| what("set down"))?;
         take_name(&mut netlink, link, &wanted.name, &all).context(|| what("rename"))?;
     }
+    let change = || Request::new(libc::RTM_NEWLINK, 0, &ifinfo(index, 0, 0));
+    if link.mac != mac {
+        netlink.execute(change().attribute(libc::IFLA_ADDRESS, &mac)).context(|| what("set hardware address"))?;
+    }
     if wanted.mtu != 0 && wanted.mtu != link.mtu {
-        let request = Request::new(libc::RTM_NEWLINK, 0, &ifinfo(index, 0, 0));
-        netlink.execute(request.attribute(libc::IFLA_MTU, &wanted.mtu.to_ne_bytes())).context(|| what("set MTU"))?;
+        let request = change().attribute(libc::IFLA_MTU, &wanted.mtu.to_ne_bytes());
+        netlink.execute(request).context(|| what("set MTU"))?;
     }
     let up = wanted.flags & libc::IFF_UP as u32 != 0;
     set_up(&mut netlink, index, up).context(|| what("set up"))
 }
 
-pub(super) fn address_family_is_off(is_ipv6: bool) -> bool {
-    is_ipv6 && ipv6_is_off()
+/// Takes a card whose link is gone on the host out of use: the machine may keep it. One that was unplugged is gone already.
+pub(super) fn retire(index: u32) -> Result<()> {
+    let what = || format!("network: interface number {index}, whose link is gone");
+    let mut netlink = Netlink::open().context(what)?;
+    if !links(&mut netlink).context(what)?.iter().any(|link| link.index == index) {
+        return Ok(());
+    }
+    set_up(&mut netlink, index, false).context(what)
 }

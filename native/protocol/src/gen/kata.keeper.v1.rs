@@ -92,7 +92,8 @@ pub struct CreateMemoryRequest {
 pub struct CreateMemoryResponse {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InheritedFd {
-    /// Name given to CreateMemory, or "vhost-vsock": the kernel's vsock device with the guest's CID set.
+    /// Name given to CreateMemory, or "vhost-vsock": the kernel's vsock device with the guest's CID set, or "tap:<name>": the
+    /// device of a macvtap of AttachTap.
     #[prost(string, tag = "1")]
     pub memory: ::prost::alloc::string::String,
     /// The number the child sees.
@@ -406,7 +407,8 @@ pub struct AttachTapRequest {
     /// \[A-Za-z0-9_.-\]{1,15}
     #[prost(string, tag = "2")]
     pub tap: ::prost::alloc::string::String,
-    /// "tcfilter": ingress of each redirected to the other's egress. "macvtap": a macvtap on the link in place of a tap.
+    /// "tcfilter": ingress of each redirected to the other's egress. "macvtap": a macvtap on the link in place of a tap, with one pair
+    /// of queues, whose device the VMM inherits.
     #[prost(string, tag = "3")]
     pub model: ::prost::alloc::string::String,
     /// Pairs of queues, 1 to 16.

@@ -32,6 +32,9 @@ pub struct Link {
     /// Pairs of queues.
     #[prost(uint32, tag = "7")]
     pub queues: u32,
+    /// Of a link that the guest is to have: the hardware address that its card was made with, where that is another one.
+    #[prost(string, tag = "8")]
+    pub card: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Prefix {
@@ -56,6 +59,9 @@ pub struct Address {
     /// IFA_F_*.
     #[prost(uint32, tag = "7")]
     pub flags: u32,
+    /// IFA_RT_PRIORITY: of the route that the kernel makes for the address.
+    #[prost(uint32, tag = "8")]
+    pub metric: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RouteEntry {
@@ -65,6 +71,7 @@ pub struct RouteEntry {
     /// 4 or 6.
     #[prost(uint32, tag = "3")]
     pub family: u32,
+    /// May be of the other family (RTA_VIA).
     #[prost(string, tag = "4")]
     pub gateway: ::prost::alloc::string::String,
     /// 0: none (unreachable, blackhole, …).
@@ -96,6 +103,19 @@ pub struct RouteEntry {
     /// Several next hops; gateway and link are empty then.
     #[prost(message, repeated, tag = "16")]
     pub hops: ::prost::alloc::vec::Vec<NextHop>,
+    /// RTAX_* other than the MTU.
+    #[prost(message, repeated, tag = "17")]
+    pub metrics: ::prost::alloc::vec::Vec<Metric>,
+    /// What the route has that cannot be said here, for a person; such a route is not mirrored.
+    #[prost(string, tag = "18")]
+    pub unsupported: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Metric {
+    #[prost(uint32, tag = "1")]
+    pub kind: u32,
+    #[prost(uint32, tag = "2")]
+    pub value: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NextHop {
@@ -149,4 +169,7 @@ pub struct Rule {
     /// FIB_RULE_INVERT.
     #[prost(bool, tag = "14")]
     pub invert: bool,
+    /// Every other attribute as the kernel has it: "<kind>:<hexadecimal>", rising.
+    #[prost(string, repeated, tag = "15")]
+    pub others: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }

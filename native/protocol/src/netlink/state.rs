@@ -1,7 +1,7 @@
 //! What a network namespace holds, as proto/network.proto describes it.
 use super::address::{format_mac, from_octets, FAMILY_4, FAMILY_6};
 use super::{attributes, u32_at, Netlink};
-use crate::network::{Address, Link, Neighbour, NetworkState, NextHop, Prefix, RouteEntry, Rule};
+use crate::network::{Address, Link, Metric, Neighbour, NetworkState, NextHop, Prefix, RouteEntry, Rule};
 use std::io;
 use std::net::IpAddr;
 
@@ -13,11 +13,18 @@ pub const FIB_RULE_BYTES: usize = 12;
 /// Nested attributes have this bit in their kind.
 const KIND: u16 = 0x3fff;
 pub const IFLA_NUM_TX_QUEUES: u16 = 31;
+pub const IFLA_PERM_ADDRESS: u16 = 54;
+pub const IFA_RT_PRIORITY: u16 = 9;
+const RTA_SRC: u16 = 2;
 pub const RTA_METRICS: u16 = 8;
 pub const RTA_MULTIPATH: u16 = 9;
 pub const RTA_TABLE: u16 = 15;
+pub const RTA_VIA: u16 = 18;
 pub const RTA_PREF: u16 = 20;
+const RTA_ENCAP: u16 = 22;
 pub const RTAX_MTU: u16 = 2;
+/// A name, where the others are numbers.
+const RTAX_CC_ALGO: u16 = 16;
 pub const RTM_GETRULE: u16 = 34;
 pub const RTM_F_CLONED: u32 = 0x200;
 /// linux/fib_rules.h
@@ -30,6 +37,8 @@ pub const FRA_TABLE: u16 = 15;
 pub const FRA_FWMASK: u16 = 16;
 pub const FRA_OIFNAME: u16 = 17;
 pub const FIB_RULE_INVERT: u32 = 2;
+const FRA_PAD: u16 = 18;
+const MAX_RAW_BYTES: usize = 64;
 const RTNEXTHOP_BYTES: usize = 8;
 
 /// Everything of the namespace that the socket belongs to. What the kernel only caches is left out.
@@ -89,6 +98,7 @@ fn link(message: &[u8]) -> Option<Link> {
             libc::IFLA_IFNAME => link.name = text(value),
             libc::IFLA_ADDRESS => link.mac = format_mac(value),
             libc::IFLA_MTU => link.mtu = u32_at(value, 0)?,
+            IFLA_PERM_ADDRESS => link.card = format_mac(value),
             IFLA_NUM_TX_QUEUES => link.queues = u32_at(value, 0)?,
             libc::IFLA_LINKINFO => {
                 let kind = attributes(value).find(|(kind, _)| *kind == libc::IFLA_INFO_KIND);
@@ -115,6 +125,7 @@ fn address(message: &[u8]) -> Option<Address> {
             libc::IFA_ADDRESS => other = Some(value.to_vec()),
             libc::IFA_BROADCAST => found.broadcast = ip(value),
             libc::IFA_FLAGS => found.flags = u32_at(value, 0)?,
+            IFA_RT_PRIORITY => found.metric = u32_at(value, 0)?,
             _ => {}
         }
     }
@@ -148,21 +159,32 @@ fn route(message: &[u8]) -> Option<RouteEntry> {
     for (kind, value) in attributes(message.get(RTMSG_BYTES..)?) {
         match kind & KIND {
             libc::RTA_DST => route.destination = prefix(value, bits),
-            libc::RTA_GATEWAY => route.gateway = ip(value),
+            libc::RTA_GATEWAY | RTA_VIA => route.gateway = gateway(kind, value),
             libc::RTA_PREFSRC => route.source = ip(value),
             libc::RTA_OIF => route.link = u32_at(value, 0)?,
             libc::RTA_PRIORITY => route.metric = u32_at(value, 0)?,
             RTA_TABLE => route.table = u32_at(value, 0)?,
             RTA_PREF => route.preference = u32::from(*value.first()?),
             RTA_METRICS => {
-                let mtu = attributes(value).find(|(kind, _)| *kind == RTAX_MTU);
-                route.mtu = mtu.and_then(|(_, value)| u32_at(value, 0)).unwrap_or(0);
+                for (kind, value) in attributes(value).filter(|(kind, _)| *kind != RTAX_CC_ALGO) {
+                    match (kind, u32_at(value, 0)?) {
+                        (RTAX_MTU, mtu) => route.mtu = mtu,
+                        (kind, value) => route.metrics.push(Metric { kind: u32::from(kind), value }),
+                    }
+                }
             }
             RTA_MULTIPATH => route.hops = hops(value),
+            RTA_SRC => route.unsupported = "a source prefix".to_owned(),
+            RTA_ENCAP => route.unsupported = "an encapsulation".to_owned(),
             _ => {}
         }
     }
     Some(route)
+}
+
+/// `struct rtvia` has the address after its family.
+fn gateway(kind: u16, value: &[u8]) -> String {
+    ip(if kind == RTA_VIA { value.get(2..).unwrap_or_default() } else { value })
 }
 
 /// `struct rtnexthop` with its attributes, one after the other.
@@ -171,9 +193,9 @@ fn hops(mut bytes: &[u8]) -> Vec<NextHop> {
     while let Some(header) = bytes.get(..RTNEXTHOP_BYTES) {
         let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
         let Some(rest) = bytes.get(RTNEXTHOP_BYTES..length) else { break };
-        let gateway = attributes(rest).find(|(kind, _)| *kind == libc::RTA_GATEWAY).map(|(_, value)| ip(value));
+        let via = attributes(rest).find(|(kind, _)| matches!(*kind, libc::RTA_GATEWAY | RTA_VIA));
         hops.push(NextHop {
-            gateway: gateway.unwrap_or_default(),
+            gateway: via.map(|(kind, value)| gateway(kind, value)).unwrap_or_default(),
             link: u32_at(header, 4).unwrap_or(0),
             weight: u32::from(header[3]) + 1,
             flags: u32::from(header[2]) & 4,
@@ -221,10 +243,25 @@ fn rule(message: &[u8]) -> Option<Rule> {
             FRA_FWMARK => rule.mark = u32_at(value, 0)?,
             FRA_FWMASK => rule.mask = u32_at(value, 0)?,
             FRA_TABLE => rule.table = u32_at(value, 0)?,
-            _ => {}
+            FRA_PAD => {}
+            _ => rule.others.push(raw(kind, value)),
         }
     }
+    rule.others.sort();
     Some(rule)
+}
+
+fn raw(kind: u16, value: &[u8]) -> String {
+    let digits: String = value.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{kind}:{digits}")
+}
+
+/// The other way; `None`: it is no such text.
+pub fn parse_raw(text: &str) -> Option<(u16, Vec<u8>)> {
+    let (kind, digits) = text.split_once(':')?;
+    let pair = |at: usize| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok();
+    let value = (0..digits.len()).step_by(2).map(pair).collect::<Option<Vec<u8>>>()?;
+    (value.len() <= MAX_RAW_BYTES).then_some((kind.parse().ok()?, value))
 }
 
 /// The prefix as the kernel takes it. `None`: it is no address with a length.
@@ -244,6 +281,15 @@ mod tests {
         for length in 0..message.len() {
             let bytes = &message[..length];
             let _ = (link(bytes), address(bytes), route(bytes), neighbour(bytes), rule(bytes), hops(bytes));
+        }
+    }
+
+    #[test]
+    fn an_attribute_without_a_name_of_its_own_survives() {
+        assert_eq!(parse_raw(&raw(14, &[0, 0, 0, 0xff])), Some((14, vec![0, 0, 0, 0xff])));
+        assert_eq!(parse_raw(&raw(22, &[])), Some((22, vec![])));
+        for bad in ["", ":", "x:00", "1:0", "1:é", "1:zz", "70000:00", &format!("1:{}", "0".repeat(130))] {
+            assert_eq!(parse_raw(bad), None, "{bad}");
         }
     }
 

@@ -7,6 +7,7 @@ import { BUSYBOX, Containerd, type ContainerdVersion, type Pod } from '../test/s
 import { ASSETS, REPO, until } from '../test/support/env.ts';
 import { bareBoot, buildBareInitrd } from './bare.ts';
 import { commitOf, type Figure, machineOf, median, memoryKib, timed } from './measure.ts';
+import { networkFigures } from './network.ts';
 import { writeReport } from './report.ts';
 
 // bench/containerd: what a container costs through containerd, beside runc on the same containerd in the same run. Runs inside enter.sh.
@@ -308,6 +309,7 @@ try {
   await wholeRuns(containerd, work);
   await execs(containerd);
   await pods(containerd);
+  for (const figure of await networkFigures(containerd, HANDLERS, RUNS)) add(figure);
   await shim(containerd, work);
   await memory(containerd);
   mkdirSync(out, { recursive: true });

@@ -206,7 +206,7 @@ export class Engine {
   /** Cleans up behind a run, in the background: whoever needs the container's files waits for `settled`. */
   afterExit(container: Container, uid: string): void {
     const sandbox = this.sandboxes.get(uid);
-    const leave = sandbox?.leave(container.id, heldBy(this.planOf(container))) ?? Promise.resolve();
+    const leave = sandbox?.leave(container.id, () => heldBy(this.planOf(container))) ?? Promise.resolve();
     const left = leave.catch((error: Error) => this.log(`container ${container.id}: clean-up: ${error.message}`));
     container.settled = left;
     if (!container.record.config.autoRemove) return;

@@ -186,7 +186,7 @@ class Attempt {
   ): Promise<readonly unknown[]> {
     if (sandbox === undefined || plan === undefined) return [];
     if (this.#container.record.config.sandbox === undefined) return sandbox.end('start-failed').gone;
-    if (joined) await sandbox.leave(this.#container.id, heldBy(plan));
+    if (joined) await sandbox.leave(this.#container.id, () => heldBy(plan));
     return [];
   }
 

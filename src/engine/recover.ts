@@ -65,7 +65,7 @@ async function recoverSandbox(engine: Engine, name: string, doors: Doors | undef
     if (members.some((one) => one.id === id && one.isLive)) continue;
     const container = engine.containers.byId(id);
     if (container !== undefined) engine.afterExit(container, name);
-    else await sandbox.leave(id, { devices: [], shares: [] });
+    else await sandbox.leave(id, () => ({ devices: [], shares: [] }));
   }
 }
 

@@ -3,8 +3,9 @@ export interface BlockDevice {
   kind: 'block';
   /** Unique in the machine; /^[a-z][a-z0-9-]{0,30}$/. Also the name by which `unplug` and `addressOf` find it. */
   id: string;
-  /** Absolute path of the raw image, a regular file. */
+  /** Absolute path of the raw image: a regular file, or a block device of the host. */
   path: string;
+  isHostDevice?: boolean;
   readOnly: boolean;
   /** What the guest reads as the disk's serial, 20 bytes at most: /^[A-Za-z0-9_.-]{1,20}$/. */
   serial?: string;

@@ -3,7 +3,7 @@ import { KataError } from '../base/index.ts';
 import type { CallOptions, NetworkState } from '../model/index.ts';
 import * as rpc from '../rpc/keeper.ts';
 import { TtrpcClient } from '../ttrpc/index.ts';
-import { bootError, fromJournal, fromState, keeperError, readyMessage } from './keeper-translate.ts';
+import { bootError, fromFacts, fromJournal, fromState, keeperError, readyMessage } from './keeper-translate.ts';
 import type {
   AgentReady,
   DoorAnswer,
@@ -13,6 +13,7 @@ import type {
   KeeperProcess,
   KeeperSpawn,
   KeeperState,
+  PathFacts,
   ShareSource,
   SpawnedProcess,
   StreamSelection,
@@ -133,7 +134,14 @@ export class KeeperClient {
     await this.#call('SignalSpawned', rpc.SignalSpawnedRequest, rpc.Empty, { name, signal }, options);
   }
 
-  /** Makes a path appear as `<runDir>/shared/<id>`. Idempotent for the same id. */
+  /** What the keeper's caller sees at each path, in order. */
+  async look(paths: readonly string[], options?: CallOptions): Promise<(PathFacts | { error: string })[]> {
+    const request = { paths: [...paths] };
+    const { facts } = await this.#call('Look', rpc.LookRequest, rpc.LookResponse, request, options);
+    return facts.map(fromFacts);
+  }
+
+  /** Makes a path appear as `<runDir>/shared/<id>`, a disk as `<runDir>/disks/<id>`. Idempotent for the same id. */
   async share(id: string, what: ShareSource, options?: CallOptions): Promise<{ isDirectory: boolean }> {
     const request: rpc.ShareRequest = { id, ...shareWhat(what) };
     const answer = await this.#call('Share', rpc.ShareRequest, rpc.ShareResponse, request, options);
@@ -362,6 +370,10 @@ function shareWhat(what: ShareSource): Omit<rpc.ShareRequest, 'id'> {
       };
     case 'mounted':
       return { mounted: { mounts: what.mounts.map((mount) => ({ ...mount, options: [...mount.options] })) } };
+    case 'disk': {
+      const of = 'path' in what.of ? { source: what.of.path, major: 0, minor: 0 } : { source: '', ...what.of };
+      return { disk: { ...of, read_only: what.readOnly } };
+    }
   }
 }
 

@@ -1,8 +1,13 @@
 import { type ErrorCode, KataError } from '../base/index.ts';
 import { ReadyMessage } from '../rpc/agent_ext.ts';
-import { BootFailure, type JournalEntry as RpcEntry, type StateResponse } from '../rpc/keeper.ts';
+import {
+  BootFailure,
+  type JournalEntry as RpcEntry,
+  type PathFacts as RpcFacts,
+  type StateResponse,
+} from '../rpc/keeper.ts';
 import { describeFailure, errorCodeOf, TtrpcError } from '../ttrpc/index.ts';
-import type { AgentReady, JournalEntry, KeeperState } from './keeper-types.ts';
+import type { AgentReady, JournalEntry, KeeperState, PathFacts } from './keeper-types.ts';
 
 /** Lines of evidence that an error carries, and characters of one. */
 const MAX_EVIDENCE_LINES = 40;
@@ -106,6 +111,20 @@ export function fromState(state: StateResponse): KeeperState {
     agentConnected: state.agent_connected,
     lastSequence: Number(state.last_sequence),
     ...(state.ready_message.length === 0 ? {} : { ready: readyMessage(state.ready_message) }),
+  };
+}
+
+const KINDS: readonly string[] = ['directory', 'file', 'character', 'block', 'socket', 'fifo'];
+
+export function fromFacts(facts: RpcFacts): PathFacts | { error: string } {
+  const { kind, tmpfs_bytes, major, minor, has_mounts, error } = facts;
+  if (error !== '') return { error: printable(error) };
+  if (!KINDS.includes(kind)) return { error: `it is of an unknown kind ${printable(kind)}` };
+  return {
+    kind: kind as PathFacts['kind'],
+    ...(tmpfs_bytes > 0n && { tmpfsBytes: Number(tmpfs_bytes) }),
+    ...((kind === 'block' || kind === 'character') && { device: { major, minor } }),
+    ...(has_mounts && { hasMounts: true }),
   };
 }
 

@@ -73,7 +73,25 @@ export type ShareSource =
   /** EROFS images, topmost last; without upper and work directory the result is read-only. */
   | { kind: 'layered'; layers: readonly string[]; upperDir?: string; workDir?: string }
   /** A root file system as containerd's snapshotter describes it, mounted in order. */
-  | { kind: 'mounted'; mounts: readonly RootfsMount[] };
+  | { kind: 'mounted'; mounts: readonly RootfsMount[] }
+  /** For the VMM alone: a regular file or a block device, by its path or its numbers. */
+  | { kind: 'disk'; of: { path: string } | DeviceNumbers; readOnly: boolean };
+
+export interface DeviceNumbers {
+  major: number;
+  minor: number;
+}
+
+/** What is at a path of the host, symbolic links followed. */
+export interface PathFacts {
+  kind: 'directory' | 'file' | 'character' | 'block' | 'socket' | 'fifo';
+  /** The file system there is a tmpfs; its size in bytes. */
+  tmpfsBytes?: number;
+  /** Of a device. */
+  device?: DeviceNumbers;
+  /** Something else is mounted below. */
+  hasMounts?: boolean;
+}
 
 export interface RootfsMount {
   type: string;

@@ -120,11 +120,23 @@ export interface SignalSpawnedRequest {
 }
 
 export interface ShareRequest {
-  /** [A-Za-z0-9][A-Za-z0-9_.-]{0,127}; the entry's name under <run>/shared. */
+  /** [A-Za-z0-9][A-Za-z0-9_.-]{0,127}; the entry's name under <run>/shared, of a disk under <run>/disks. */
   id: string;
   host_path?: HostPath | undefined;
   layered?: LayeredRootfs | undefined;
   mounted?: MountedRootfs | undefined;
+  disk?: HostDisk | undefined;
+}
+
+/**
+ * What the VMM gives to the guest as a disk, and virtiofsd does not see: a regular file or a block device, or the block
+ * device of these numbers when source is empty. Others are INVALID_ARGUMENT.
+ */
+export interface HostDisk {
+  source: string;
+  major: number;
+  minor: number;
+  read_only: boolean;
 }
 
 export interface HostPath {
@@ -167,6 +179,30 @@ export interface ShareResponse {
 
 export interface UnshareRequest {
   id: string;
+}
+
+/** At most 4096. */
+export interface LookRequest {
+  paths: string[];
+}
+
+/** One for each path, in order. */
+export interface LookResponse {
+  facts: PathFacts[];
+}
+
+export interface PathFacts {
+  /** "directory", "file", "character", "block", "socket", "fifo". */
+  kind: string;
+  /** Of a file or directory on a tmpfs: the size of that. */
+  tmpfs_bytes: bigint;
+  /** Of a device. */
+  major: number;
+  minor: number;
+  /** Something else is mounted below. */
+  has_mounts: boolean;
+  /** Non-empty: it cannot be looked at, and why. */
+  error: string;
 }
 
 export interface AwaitAgentRequest {
@@ -1540,7 +1576,7 @@ export const SignalSpawnedRequest: MessageFns<SignalSpawnedRequest> = {
 };
 
 function createBaseShareRequest(): ShareRequest {
-  return { id: "", host_path: undefined, layered: undefined, mounted: undefined };
+  return { id: "", host_path: undefined, layered: undefined, mounted: undefined, disk: undefined };
 }
 
 export const ShareRequest: MessageFns<ShareRequest> = {
@@ -1556,6 +1592,9 @@ export const ShareRequest: MessageFns<ShareRequest> = {
     }
     if (message.mounted !== undefined) {
       MountedRootfs.encode(message.mounted, writer.uint32(34).fork()).join();
+    }
+    if (message.disk !== undefined) {
+      HostDisk.encode(message.disk, writer.uint32(42).fork()).join();
     }
     return writer;
   },
@@ -1605,6 +1644,14 @@ export const ShareRequest: MessageFns<ShareRequest> = {
             message.mounted = MountedRootfs.decode(reader, reader.uint32());
             continue;
           }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.disk = HostDisk.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1632,6 +1679,98 @@ export const ShareRequest: MessageFns<ShareRequest> = {
     message.mounted = (object.mounted !== undefined && object.mounted !== null)
       ? MountedRootfs.fromPartial(object.mounted)
       : undefined;
+    message.disk = (object.disk !== undefined && object.disk !== null) ? HostDisk.fromPartial(object.disk) : undefined;
+    return message;
+  },
+};
+
+function createBaseHostDisk(): HostDisk {
+  return { source: "", major: 0, minor: 0, read_only: false };
+}
+
+export const HostDisk: MessageFns<HostDisk> = {
+  encode(message: HostDisk, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.source !== "") {
+      writer.uint32(10).string(message.source);
+    }
+    if (message.major !== 0) {
+      writer.uint32(16).uint32(message.major);
+    }
+    if (message.minor !== 0) {
+      writer.uint32(24).uint32(message.minor);
+    }
+    if (message.read_only !== false) {
+      writer.uint32(32).bool(message.read_only);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): HostDisk {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseHostDisk();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.source = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.major = reader.uint32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.minor = reader.uint32();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.read_only = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<HostDisk>): HostDisk {
+    return HostDisk.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<HostDisk>): HostDisk {
+    const message = createBaseHostDisk();
+    message.source = object.source ?? "";
+    message.major = object.major ?? 0;
+    message.minor = object.minor ?? 0;
+    message.read_only = object.read_only ?? false;
     return message;
   },
 };
@@ -2058,6 +2197,236 @@ export const UnshareRequest: MessageFns<UnshareRequest> = {
   fromPartial(object: DeepPartial<UnshareRequest>): UnshareRequest {
     const message = createBaseUnshareRequest();
     message.id = object.id ?? "";
+    return message;
+  },
+};
+
+function createBaseLookRequest(): LookRequest {
+  return { paths: [] };
+}
+
+export const LookRequest: MessageFns<LookRequest> = {
+  encode(message: LookRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.paths) {
+      writer.uint32(10).string(v!);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): LookRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseLookRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.paths.push(reader.string());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<LookRequest>): LookRequest {
+    return LookRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<LookRequest>): LookRequest {
+    const message = createBaseLookRequest();
+    message.paths = object.paths?.map((e) => e) || [];
+    return message;
+  },
+};
+
+function createBaseLookResponse(): LookResponse {
+  return { facts: [] };
+}
+
+export const LookResponse: MessageFns<LookResponse> = {
+  encode(message: LookResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.facts) {
+      PathFacts.encode(v!, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): LookResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseLookResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.facts.push(PathFacts.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<LookResponse>): LookResponse {
+    return LookResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<LookResponse>): LookResponse {
+    const message = createBaseLookResponse();
+    message.facts = object.facts?.map((e) => PathFacts.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBasePathFacts(): PathFacts {
+  return { kind: "", tmpfs_bytes: 0n, major: 0, minor: 0, has_mounts: false, error: "" };
+}
+
+export const PathFacts: MessageFns<PathFacts> = {
+  encode(message: PathFacts, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.kind !== "") {
+      writer.uint32(10).string(message.kind);
+    }
+    if (message.tmpfs_bytes !== 0n) {
+      if (BigInt.asUintN(64, message.tmpfs_bytes) !== message.tmpfs_bytes) {
+        throw new globalThis.Error("value provided for field message.tmpfs_bytes of type uint64 too large");
+      }
+      writer.uint32(16).uint64(message.tmpfs_bytes);
+    }
+    if (message.major !== 0) {
+      writer.uint32(24).uint32(message.major);
+    }
+    if (message.minor !== 0) {
+      writer.uint32(32).uint32(message.minor);
+    }
+    if (message.has_mounts !== false) {
+      writer.uint32(40).bool(message.has_mounts);
+    }
+    if (message.error !== "") {
+      writer.uint32(50).string(message.error);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): PathFacts {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBasePathFacts();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.kind = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.tmpfs_bytes = reader.uint64() as bigint;
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.major = reader.uint32();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.minor = reader.uint32();
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.has_mounts = reader.bool();
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.error = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<PathFacts>): PathFacts {
+    return PathFacts.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<PathFacts>): PathFacts {
+    const message = createBasePathFacts();
+    message.kind = object.kind ?? "";
+    message.tmpfs_bytes = (object.tmpfs_bytes !== undefined && object.tmpfs_bytes !== null)
+      ? BigInt(object.tmpfs_bytes)
+      : 0n;
+    message.major = object.major ?? 0;
+    message.minor = object.minor ?? 0;
+    message.has_mounts = object.has_mounts ?? false;
+    message.error = object.error ?? "";
     return message;
   },
 };

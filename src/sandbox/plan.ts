@@ -1,4 +1,4 @@
-import type { GuestDevice, GuestMount } from '../model/index.ts';
+import type { BlockDevice, Device, GuestDevice, GuestMount } from '../model/index.ts';
 import type { Mount, Spec } from '../oci/index.ts';
 import type { Stdio } from '../os/index.ts';
 import type { Rootfs, Share } from '../storage/index.ts';
@@ -33,8 +33,15 @@ export interface ContainerPlan {
   devices?: readonly GuestDevice[];
   /** How long the guest may take to create it; absent: as long as is usual. */
   createTimeoutMs?: number | undefined;
+  /** Disks that the container sees as block devices; the sandbox's containers share those with the same id. */
+  disks?: readonly RawDisk[];
   /** Mounted in the guest beside what the root file system needs: "ephemeral", "local". */
   storages?: readonly GuestMount[];
+}
+
+export interface RawDisk {
+  device: BlockDevice;
+  containerPath: string;
 }
 
 /** What a container holds of its sandbox until it leaves: ids of devices and shares. */
@@ -43,8 +50,14 @@ export interface Held {
   shares: readonly string[];
 }
 
-export const heldBy = (plan: Pick<ContainerPlan, 'rootfs' | 'shares'>): Held => ({
-  devices: plan.rootfs.devices.map((device) => device.id),
+/** In the order in which they are plugged. */
+export const devicesOf = (plan: Pick<ContainerPlan, 'rootfs' | 'disks'>): Device[] => [
+  ...plan.rootfs.devices,
+  ...(plan.disks ?? []).map(({ device }) => device),
+];
+
+export const heldBy = (plan: Pick<ContainerPlan, 'rootfs' | 'shares' | 'disks'>): Held => ({
+  devices: devicesOf(plan).map((device) => device.id),
   shares: [...plan.rootfs.shares, ...plan.shares].map((share) => share.id),
 });
 
@@ -55,4 +68,4 @@ export interface StreamWish {
 }
 
 export const needsSharing = (plan: Pick<ContainerPlan, 'rootfs' | 'shares'>): boolean =>
-  plan.shares.length > 0 || plan.rootfs.shares.length > 0;
+  [...plan.shares, ...plan.rootfs.shares].some(({ kind }) => kind !== 'disk');

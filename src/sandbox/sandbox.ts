@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { type Agent, createContainerRequest, execProcessRequest } from '../agent/index.ts';
 import { KataError, Mutex } from '../base/index.ts';
 import type { Machine } from '../hypervisor/index.ts';
-import type { Device, MachineSize, NetDevice } from '../model/index.ts';
+import type { Device, GuestDevice, MachineSize, NetDevice } from '../model/index.ts';
 import type { Process } from '../oci/index.ts';
 import type { KeeperProcess, LaunchedKeeper } from '../os/index.ts';
 import type { Share } from '../storage/index.ts';
@@ -18,7 +18,7 @@ import { writeGuestFiles } from './guest-files.ts';
 import { JournalTaker } from './journal.ts';
 import type { KeeperMachineHost } from './machine-host.ts';
 import type { Phases } from './phases.ts';
-import { type ContainerPlan, type Held, needsSharing, type StreamWish } from './plan.ts';
+import { type ContainerPlan, devicesOf, type Held, needsSharing, type RawDisk, type StreamWish } from './plan.ts';
 import { type ExecRecord, SandboxRecord } from './records.ts';
 import type { Keeper, SandboxEvents, SandboxServices } from './services.ts';
 import { planShares, requireVirtiofsd, SHARED_MOUNT, sharedDevice, shareSource } from './sharing.ts';
@@ -167,7 +167,7 @@ export class Sandbox {
   ): Promise<void> {
     const { phases, signal } = options;
     if (!options.atBoot)
-      await this.#mutex.run(() => phases.time('plug', () => this.#plug(plan.rootfs.devices, planShares(plan), signal)));
+      await this.#mutex.run(() => phases.time('plug', () => this.#plug(devicesOf(plan), planShares(plan), signal)));
     failpoint('start.disks-plugged');
     const { keeper, agent, machine } = this.links;
     const { containerId } = plan;
@@ -180,7 +180,7 @@ export class Sandbox {
       containerId,
       spec: plan.spec,
       storages,
-      devices: plan.devices ?? [],
+      devices: [...(plan.devices ?? []), ...(plan.disks ?? []).map((disk) => this.#guestDevice(disk))],
       sharePidNamespace: plan.sharePidNamespace ?? false,
     });
     const usualMs = plan.filling === undefined ? CREATE_TIMEOUT_MS : FILL_TIMEOUT_MS;
@@ -200,6 +200,11 @@ export class Sandbox {
     );
     failpoint('start.process-created');
     await this.endFilling(plan);
+  }
+
+  #guestDevice({ device: { id }, containerPath }: RawDisk): GuestDevice {
+    const { driver, source } = machineOf(this.links.machine).addressOf(id);
+    return { id: source, type: driver, vmPath: source, containerPath, options: [] };
   }
 
   /** Takes away what only the filling of volumes needed. Idempotent. */
@@ -252,8 +257,11 @@ export class Sandbox {
     this.#setExec(exec);
   }
 
-  /** Takes an ended container out of the machine; the last one takes the machine with it, unless its door says when. */
-  async leave(containerId: string, held: Held): Promise<void> {
+  /**
+   * Takes an ended container out of the machine; the last one takes the machine with it, unless its door says when. `held` is asked
+   * when nothing is plugged meanwhile: what no other container holds.
+   */
+  async leave(containerId: string, held: () => Held): Promise<void> {
     const last = await this.#mutex.run(async () => {
       if (this.isEnding) return true;
       await this.#removeFromGuest(containerId);
@@ -263,7 +271,7 @@ export class Sandbox {
         this.transition({ event: 'end', cause: 'last-container-ended' });
         return true;
       }
-      await this.#unplug(held);
+      await this.#unplug(held());
       failpoint('leave.disks-unplugged');
       this.update({ containers: rest, execs: this.#record.execs.filter((one) => one.containerId !== containerId) });
       return false;
@@ -405,8 +413,9 @@ export class Sandbox {
     const { keeper, machine } = this.links;
     const to = machineOf(machine);
     for (const share of shares) await keeper.share(share.id, shareSource(share), { signal });
-    const wanted = [...devices];
-    if (shares.length > 0 && this.#record.shared === 'no') {
+    const present = new Set(to.describe().plugged.map(({ device }) => JSON.stringify(device)));
+    const wanted = devices.filter((device) => !present.has(JSON.stringify(device)));
+    if (shares.some(({ kind }) => kind !== 'disk') && this.#record.shared === 'no') {
       requireVirtiofsd(to);
       wanted.unshift(sharedDevice(this.runDir));
       this.update({ shared: 'container' });

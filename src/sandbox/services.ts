@@ -21,6 +21,7 @@ export type Keeper = Pick<
   | 'createMemory'
   | 'spawn'
   | 'signalSpawned'
+  | 'look'
   | 'share'
   | 'unshare'
   | 'awaitAgent'

@@ -46,5 +46,7 @@ export function shareSource(share: Share): Parameters<Keeper['share']>[1] {
       return { kind: 'layered', layers: share.layers, upperDir: share.upperDir, workDir: share.workDir };
     case 'mounts':
       return { kind: 'mounted', mounts: share.mounts };
+    case 'disk':
+      return share;
   }
 }

@@ -1,20 +1,13 @@
-import { constants } from 'node:fs';
-import { readFile, stat, statfs } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { KataError } from '../base/index.ts';
+import type { PathFacts, RootfsMount } from '../os/index.ts';
+import type { Keeper } from '../sandbox/index.ts';
+import { diskMount } from '../storage/index.ts';
 import { type BundleSpec, parseSpec } from './runtime-spec.ts';
 
 /** What a bundle's annotations say of its place: containerd's, CRI-O's, and those of dockershim. */
 export type Role = { kind: 'sandbox' } | { kind: 'single' } | { kind: 'container'; sandboxId: string };
-
-/** What the host has at a bind mount's source. */
-export interface MountFacts {
-  kind: 'directory' | 'file' | 'character' | 'block' | 'socket' | 'fifo';
-  /** The file system there is a tmpfs; its size in bytes. */
-  tmpfsBytes?: number;
-  /** Of a device. */
-  device?: { major: number; minor: number };
-}
 
 export interface Bundle {
   /** Absolute. */
@@ -22,8 +15,8 @@ export interface Bundle {
   spec: BundleSpec;
   role: Role;
   annotations: Readonly<Record<string, string>>;
-  /** By source, of every bind mount. */
-  facts: ReadonlyMap<string, MountFacts>;
+  /** By source, of every bind mount and of a root file system that is a disk. */
+  facts: ReadonlyMap<string, PathFacts>;
 }
 
 const ROLES = [
@@ -48,11 +41,16 @@ export function roleOf(annotations: Readonly<Record<string, string>>): Role {
   return { kind: 'single' };
 }
 
-/**
- * Reads a bundle. `root` is where the caller's file system is seen ("/proc/PID/root" of a process in its mount namespace; '': this
- * process's own). NOT_FOUND names the bind mount whose source is missing.
- */
-export async function readBundle(dir: string, root = ''): Promise<Bundle> {
+export interface BundleSources {
+  /** Where the caller's file system is seen: "/proc/PID/root" of a process in its mount namespace, or a copy of that; '': this process's own. */
+  root: string;
+  /** What the caller sees now, also where the copy has it not. */
+  look: Keeper['look'];
+  rootfs: readonly RootfsMount[];
+}
+
+/** Reads a bundle. NOT_FOUND names the mount whose source is missing. */
+export async function readBundle(dir: string, { root, look, rootfs }: BundleSources): Promise<Bundle> {
   const path = join(root, dir, 'config.json');
   let text: string;
   try {
@@ -64,47 +62,22 @@ export async function readBundle(dir: string, root = ''): Promise<Bundle> {
     });
   }
   const spec = parseSpec(text);
-  const facts = new Map<string, MountFacts>();
-  for (const { type, source, options, destination } of spec.mounts) {
-    const isBind = type === 'bind' || options.includes('bind') || options.includes('rbind');
-    if (!isBind || facts.has(source)) continue;
-    try {
-      facts.set(source, await factsOf(join(root, source)));
-    } catch (cause) {
+  const wanted = new Map<string, string>();
+  const disk = diskMount(rootfs);
+  if (disk !== undefined) wanted.set(disk.source, '/');
+  for (const { type, source, options, destination } of spec.mounts)
+    if (type === 'bind' || options.includes('bind') || options.includes('rbind')) wanted.set(source, destination);
+  const facts = new Map<string, PathFacts>();
+  const seen = wanted.size === 0 ? [] : await look([...wanted.keys()]);
+  for (const [index, [source, destination]] of [...wanted].entries()) {
+    const found = seen[index];
+    if (found === undefined || 'error' in found)
       throw new KataError(
         'NOT_FOUND',
-        `the source ${source} of the mount at ${destination}: ${(cause as Error).message}`,
-        {
-          phase: 'bundle',
-          cause,
-        },
+        `the source ${source} of the mount at ${destination}: ${found?.error ?? 'nothing is known of it'}`,
+        { phase: 'bundle' },
       );
-    }
+    facts.set(source, found);
   }
   return { dir, spec, role: roleOf(spec.annotations), annotations: spec.annotations, facts };
 }
-
-const TMPFS_MAGIC = 0x01021994;
-
-async function factsOf(path: string): Promise<MountFacts> {
-  // Not realpath(3): under /proc/PID/root only the kernel follows into the other mount namespace.
-  const { mode, rdev } = await stat(path);
-  const kind = KINDS[mode & constants.S_IFMT];
-  if (kind === undefined) throw new Error('it is neither file, directory, device, socket nor FIFO');
-  if (kind === 'character' || kind === 'block') return { kind, device: { major: majorOf(rdev), minor: minorOf(rdev) } };
-  const { type, blocks, bsize } = await statfs(path);
-  return { kind, ...(type === TMPFS_MAGIC ? { tmpfsBytes: blocks * bsize } : {}) };
-}
-
-const KINDS: Readonly<Record<number, MountFacts['kind']>> = {
-  [constants.S_IFDIR]: 'directory',
-  [constants.S_IFREG]: 'file',
-  [constants.S_IFCHR]: 'character',
-  [constants.S_IFBLK]: 'block',
-  [constants.S_IFSOCK]: 'socket',
-  [constants.S_IFIFO]: 'fifo',
-};
-
-// The kernel's encoding of a 64-bit dev_t (glibc's sys/sysmacros.h).
-const majorOf = (rdev: number): number => Math.floor(rdev / 256) % 4096;
-const minorOf = (rdev: number): number => (rdev % 256) + (Math.floor(rdev / 2 ** 20) % 4096) * 256;

@@ -1,3 +1,4 @@
+import { join } from 'node:path';
 import { KataError } from '../base/index.ts';
 import { parseCgroupsPath } from '../oci/index.ts';
 import type { CreateTaskRequest } from '../rpc/containerd.ts';
@@ -91,15 +92,18 @@ async function exists(door: Door, id: string): Promise<boolean> {
 async function read(door: Door, request: CreateTaskRequest): Promise<{ bundle: Bundle; plan: TaskPlan }> {
   const { id, stdin, stdout, stderr, terminal, rootfs, options } = request;
   const { settings, services, sandbox } = door;
-  const { pid } = sandbox.links.keeper.identity;
-  const read = await readBundle(request.bundle, services.rootOf(pid));
+  const { keeper } = sandbox.links;
+  const { pid } = keeper.identity;
+  const root = services.rootOf(pid);
+  const read = await readBundle(request.bundle, { root, look: (paths) => keeper.look(paths), rootfs });
   const bundle = door.tasks.sandbox === undefined ? read : withPodFiles(read, sandbox.runDir);
   const { annotations } = bundle;
   // A machine keeps what it was begun with.
   if (bundle.role.kind === 'container') settings.checkContainer(pid, annotations, options);
   else if (sandbox.record.state.status === 'waiting') settings.resolve(pid, annotations, options);
   const stdio = { stdin, stdout, stderr, containerId: id, namespace: door.file.namespace };
-  return { bundle, plan: planTask({ taskId: id, bundle, rootfs, stdio, terminal, config: door.config }) };
+  const disksDir = join(sandbox.runDir, 'disks');
+  return { bundle, plan: planTask({ taskId: id, bundle, rootfs, stdio, terminal, disksDir, config: door.config }) };
 }
 
 /** The first task makes the machine, the others join it. */
@@ -124,9 +128,11 @@ async function replace(door: Door, known: TaskRecord): Promise<void> {
   await undo(door, known);
 }
 
-async function undo(door: Door, { id, held }: TaskRecord): Promise<void> {
+async function undo(door: Door, { id }: TaskRecord): Promise<void> {
   const { sandbox, tasks } = door;
   if (sandbox.record.containers.includes(id))
-    await sandbox.leave(id, held).catch((error: Error) => door.log(`task ${id}: clean-up: ${error.message}`));
+    await sandbox
+      .leave(id, () => tasks.heldAlone(id))
+      .catch((error: Error) => door.log(`task ${id}: clean-up: ${error.message}`));
   tasks.drop(id);
 }

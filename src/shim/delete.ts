@@ -34,7 +34,7 @@ export async function deleteProcess(door: Door, key: ProcessKey, context: CallCo
     const ended = tasks.process(key).state;
     nextState(ended, { event: 'delete' });
     const exit = exitOf(ended) as Exit;
-    if (key.execId === '') await door.sandbox.leave(key.id, tasks.task(key.id).held);
+    if (key.execId === '') await door.sandbox.leave(key.id, () => tasks.heldAlone(key.id));
     failpoint('shim.left');
     tasks.apply(key, { event: 'delete' });
     failpoint('shim.delete-recorded');

@@ -1,11 +1,19 @@
-import { createHash } from 'node:crypto';
 import { posix } from 'node:path';
 import { KataError } from '../base/index.ts';
 import type { SandboxConfig } from '../config/index.ts';
 import type { GuestMount } from '../model/index.ts';
 import type { Device, Mount, Spec } from '../oci/index.ts';
-import type { RootfsMount, Stdio } from '../os/index.ts';
-import { GUEST_SHARED, GUEST_SHM, type Rootfs, type Share, snapshotRootfs } from '../storage/index.ts';
+import type { PathFacts, RootfsMount, Stdio } from '../os/index.ts';
+import type { RawDisk } from '../sandbox/index.ts';
+import {
+  digest,
+  diskMount,
+  GUEST_SHARED,
+  GUEST_SHM,
+  type Rootfs,
+  type Share,
+  snapshotRootfs,
+} from '../storage/index.ts';
 import type { Bundle } from './bundle.ts';
 import { type BundleSpec, defined, definedSeccomp } from './runtime-spec.ts';
 
@@ -13,8 +21,10 @@ import { type BundleSpec, defined, definedSeccomp } from './runtime-spec.ts';
 export interface TaskPlan {
   containerId: string;
   rootfs: Rootfs;
-  /** Of bind mounts. */
+  /** Of bind mounts, and of disks for the VMM. */
   shares: readonly Share[];
+  /** Block devices of the host that the container asks for. */
+  disks: readonly RawDisk[];
   mounts: readonly Mount[];
   /** Made in the guest before the container: memory-backed volumes of the pod, shared by its containers. */
   storages: readonly GuestMount[];
@@ -36,6 +46,8 @@ export interface TaskInput {
   stdio: Stdio;
   terminal: boolean;
   config: Pick<SandboxConfig, 'guestSeccomp' | 'createTimeoutMs'>;
+  /** Where the VMM finds the shares that are disks. */
+  disksDir: string;
 }
 
 /** Mount types that the guest makes by itself. */
@@ -63,16 +75,20 @@ export function planTask(input: TaskInput): TaskPlan {
     containerId: taskId,
     mounts: input.rootfs,
     mountedAt: posix.resolve(bundle.dir, spec.root.path),
+    isHostDevice: bundle.facts.get(diskMount(input.rootfs)?.source ?? '')?.kind === 'block',
+    disksDir: input.disksDir,
   });
   const warnings: string[] = [];
   if (Object.keys(spec.hooks ?? {}).length > 0)
     warnings.push('hooks of the bundle are not run: they would run on the host');
   const { shares, storages, mounts } = planMounts(taskId, bundle, warnings);
   const { namespaces, sharePidNamespace } = planNamespaces(bundle);
+  const { devices, disks, diskShares } = planDevices(spec, input.disksDir, warnings);
   return {
     containerId: taskId,
     rootfs,
-    shares,
+    shares: [...shares, ...diskShares],
+    disks,
     mounts,
     storages,
     stdio,
@@ -87,12 +103,7 @@ export function planTask(input: TaskInput): TaskPlan {
       hostname: spec.hostname,
       mounts: [...mounts],
       annotations: {},
-      linux: planLinux(
-        config.guestSeccomp ? spec : withoutSeccomp(spec),
-        taskId,
-        namespaces,
-        planDevices(spec, warnings),
-      ),
+      linux: planLinux(config.guestSeccomp ? spec : withoutSeccomp(spec), taskId, namespaces, devices),
     },
   };
 }
@@ -179,19 +190,42 @@ export function refuseHostNamespace(type: keyof typeof HOST_FIELDS | 'user'): ne
 export const netnsOf = ({ spec }: Bundle): string | undefined =>
   spec.linux.namespaces.find(({ type }) => type === 'network')?.path || undefined;
 
-function planDevices({ linux }: BundleSpec, warnings: string[]): Device[] {
-  const devices: Device[] = [];
+interface Devices {
+  devices: Device[];
+  disks: RawDisk[];
+  diskShares: Share[];
+}
+
+/**
+ * A block device of the host becomes a disk of the machine when a rule of its own allows it: a volume of block mode, `--device`. A
+ * container that was given every device of the host, as a privileged one is, has no such rules, and gets none. The agent puts the
+ * guest's numbers in the place of the host's.
+ */
+function planDevices({ linux }: BundleSpec, disksDir: string, warnings: string[]): Devices {
+  const planned: Devices = { devices: [], disks: [], diskShares: [] };
   for (const { path, type, major = 0, minor = 0, fileMode = 0o666, uid = 0, gid = 0 } of linux.devices) {
+    const device = { path, major, minor, fileMode: fileMode & 0o7777, uid, gid };
+    const rule = linux.resources.devices.findLast(
+      (one) => one.allow && one.type === 'b' && one.major === major && one.minor === minor,
+    );
     if (type === 'p' || ((type === 'c' || type === 'u') && COMMON_DEVICES({ major, minor })))
-      devices.push({ path, type: type === 'p' ? 'p' : 'c', major, minor, fileMode: fileMode & 0o7777, uid, gid });
-    else warnings.push(`device ${path} (${type} ${major}:${minor}) is the host's: the guest has none like it`);
+      planned.devices.push({ ...device, type: type === 'p' ? 'p' : 'c' });
+    else if (type === 'b' && rule !== undefined) {
+      const readOnly = !rule.access.includes('w');
+      const id = `disk-${major}-${minor}-${readOnly ? 'ro' : 'rw'}`;
+      planned.devices.push({ ...device, type: 'b' });
+      planned.diskShares.push({ id, kind: 'disk', of: { major, minor }, readOnly });
+      planned.disks.push({
+        device: { kind: 'block', id, path: `${disksDir}/${id}`, readOnly, isHostDevice: true },
+        containerPath: path,
+      });
+    } else warnings.push(`device ${path} (${type} ${major}:${minor}) is the host's: the guest has none like it`);
   }
-  return devices;
+  return planned;
 }
 
 /** Names below the shared directory: of the task's id, whose first digits alone may be another task's, too. */
 const shareId = (taskId: string, index: number): string => `${digest(taskId)}-m${index}`;
-const digest = (text: string): string => createHash('sha256').update(text).digest('hex').slice(0, 16);
 
 interface Mounts {
   shares: Share[];
@@ -203,8 +237,8 @@ function planMounts(taskId: string, bundle: Bundle, warnings: string[]): Mounts 
   const planned: Mounts = { shares: [], storages: [], mounts: [] };
   for (const [index, mount] of bundle.spec.mounts.entries()) {
     const facts = bundle.facts.get(mount.source);
-    if (mount.destination === SHM && (facts !== undefined || bundle.role.kind === 'container')) {
-      // Also where the pod brings none: a container that is its own sandbox has a tmpfs there, one of a pod has the pod's.
+    if (facts === undefined && mount.destination === SHM && bundle.role.kind === 'container') {
+      // The pod's caller made none. A container that is its own sandbox has the tmpfs of its spec.
       planned.mounts.push({ ...mount, type: 'bind', source: GUEST_SHM, options: ['rbind'] });
     } else if (facts === undefined) {
       if (!GUEST_TYPES.includes(mount.type))
@@ -218,27 +252,12 @@ function planMounts(taskId: string, bundle: Bundle, warnings: string[]): Mounts 
       planned.mounts.push(mount);
     } else if (GUEST_TREES.some((tree) => mount.source === tree || mount.source.startsWith(`${tree}/`))) {
       planned.mounts.push({ ...mount, type: 'bind' });
-    } else if (facts.tmpfsBytes !== undefined && mount.source.includes(EMPTY_DIR)) {
+    } else if (facts.tmpfsBytes !== undefined && isMemoryVolume(mount)) {
       planMemoryVolume(planned, mount, facts.tmpfsBytes);
     } else if (facts.kind === 'character' || facts.kind === 'block') {
       planDeviceMount(planned, mount, facts.kind === 'character' ? facts.device : undefined, warnings);
     } else {
-      const id = shareId(taskId, index);
-      planned.shares.push({
-        id,
-        kind: 'path',
-        source: mount.source,
-        readOnly: mount.options.includes('ro') || mount.options.includes('rro'),
-        // "ro" is about this mount, "rro" about all below it, too (mount(8), Kubernetes' recursiveReadOnly).
-        topOnly: !mount.options.includes('rro'),
-        slave: mount.options.some((option) => PROPAGATED.includes(option)),
-      });
-      planned.mounts.push({
-        ...mount,
-        type: 'bind',
-        source: `${GUEST_SHARED}${id}`,
-        options: bindOptions(mount.options),
-      });
+      planShare(planned, shareId(taskId, index), mount, facts);
       if (facts.kind === 'socket')
         warnings.push(`${mount.destination}: nobody in the guest can connect to a socket of the host`);
     }
@@ -246,7 +265,30 @@ function planMounts(taskId: string, bundle: Bundle, warnings: string[]): Mounts 
   return planned;
 }
 
-/** An emptyDir of medium Memory: a tmpfs of the guest, the same for every container of the pod that mounts it. */
+/**
+ * "ro" is about this mount, "rro" about all below it, too (mount(8), Kubernetes' recursiveReadOnly). The guest's kernel gives a mount
+ * that it makes below another the flags of that one, so where something may be mounted below, the host alone is in the way of writing.
+ */
+function planShare(planned: Mounts, id: string, mount: Mount, facts: PathFacts): void {
+  const { options } = mount;
+  const isRecursive = options.includes('rro');
+  const readOnly = isRecursive || options.includes('ro');
+  const slave = options.some((option) => PROPAGATED.includes(option));
+  planned.shares.push({ id, kind: 'path', source: mount.source, readOnly, topOnly: !isRecursive, slave });
+  const byHost = readOnly && !isRecursive && (slave || facts.hasMounts === true);
+  planned.mounts.push({
+    ...mount,
+    type: 'bind',
+    source: `${GUEST_SHARED}${id}`,
+    options: bindOptions(byHost ? options.filter((option) => option !== 'ro') : options),
+  });
+}
+
+/** emptyDir of medium Memory, or the shared memory that the caller made for its pod or container: not a tmpfs of the host's own. */
+const isMemoryVolume = ({ source, destination }: Mount): boolean =>
+  source.includes(EMPTY_DIR) || (destination === SHM && source !== SHM && posix.basename(source) === 'shm');
+
+/** A tmpfs of the guest, the same for every container of the pod that mounts it. */
 function planMemoryVolume(planned: Mounts, mount: Mount, sizeBytes: number): void {
   const mountPoint = `${EPHEMERAL}${digest(mount.source)}`;
   planned.storages.push({

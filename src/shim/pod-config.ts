@@ -2,9 +2,10 @@ import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { hostname as hostsName } from 'node:os';
 import { basename, join } from 'node:path';
 import { KataError } from '../base/index.ts';
+import type { PathFacts } from '../os/index.ts';
 import type { Any } from '../rpc/containerd.ts';
 import { NamespaceMode, PodSandboxConfig } from '../rpc/cri.ts';
-import type { Bundle, MountFacts } from './bundle.ts';
+import type { Bundle } from './bundle.ts';
 import { refuseHostNamespace } from './plan.ts';
 
 /** The Any's name of k8s.io/cri-api's message; what else containerd's clients give to a sandbox is not looked at. */
@@ -103,7 +104,7 @@ export function writePodFiles(runDir: string, files: PodFiles): void {
 /** A container's bundle with its pod's /etc/hostname, /etc/hosts and /etc/resolv.conf, where it has no mounts there. */
 export function withPodFiles(bundle: Bundle, runDir: string): Bundle {
   const taken = bundle.spec.mounts.map(({ destination }) => destination);
-  const facts = new Map<string, MountFacts>(bundle.facts);
+  const facts = new Map<string, PathFacts>(bundle.facts);
   const access = bundle.spec.root.readonly ? 'ro' : 'rw';
   const mounts = POD_FILES.filter((name) => !taken.includes(`/etc/${name}`)).map((name) => {
     const source = join(directory(runDir), name);

@@ -50,6 +50,18 @@ export class Tasks {
     return execId === '' ? task : task?.execs.find((exec) => exec.id === execId);
   }
 
+  /** What the task holds of its sandbox and no other does. */
+  heldAlone(id: string): TaskRecord['held'] {
+    const others = this.#record.tasks.filter((task) => task.id !== id && task.state.status !== 'deleted');
+    const devices = new Set(others.flatMap(({ held }) => held.devices));
+    const shares = new Set(others.flatMap(({ held }) => held.shares));
+    const { held } = this.task(id);
+    return {
+      devices: held.devices.filter((device) => !devices.has(device)),
+      shares: held.shares.filter((share) => !shares.has(share)),
+    };
+  }
+
   /** NOT_FOUND. */
   task(id: string): TaskRecord {
     const task = this.peek(id);

@@ -1,14 +1,16 @@
 import { KataError } from '../base/index.ts';
 import type { Device, DeviceAddress, GuestMount } from '../model/index.ts';
-import type { RootfsMount } from '../os/index.ts';
-import { diskDeviceId, GUEST_SHARED, guestImageDir, guestRootfs, layersDeviceId } from './paths.ts';
+import type { DeviceNumbers, RootfsMount } from '../os/index.ts';
+import { diskDeviceId, GUEST_SHARED, guestImageDir, guestRootfs, layersDeviceId, snapshotDeviceId } from './paths.ts';
 
 /** A share that the keeper makes below the sandbox's shared directory. */
 export type Share =
   | { id: string; kind: 'path'; source: string; readOnly: boolean; slave?: boolean; topOnly?: boolean }
   | { id: string; kind: 'layers'; layers: readonly string[]; upperDir: string; workDir: string }
   /** A root file system as containerd's snapshotter describes it. */
-  | { id: string; kind: 'mounts'; mounts: readonly RootfsMount[] };
+  | { id: string; kind: 'mounts'; mounts: readonly RootfsMount[] }
+  /** Not shared with the guest but made for the VMM, below the sandbox's directory of disks. */
+  | { id: string; kind: 'disk'; of: { path: string } | DeviceNumbers; readOnly: boolean };
 
 /** What a container's root file system needs: plain data, the sandbox acts on it. */
 export interface Rootfs {
@@ -62,13 +64,22 @@ export function sharedRootfs(input: RootfsInput & { upperDir: string; workDir: s
   };
 }
 
-/** What containerd's snapshotter gives, mounted by the keeper and shared over virtio-fs. Without mounts it is at `mountedAt` already. */
+/**
+ * What containerd's snapshotter gives: an ext4 image or block device as a disk that the guest mounts, so that the host's kernel never
+ * reads a file system that a guest wrote; anything else mounted by the keeper and shared over virtio-fs. Without mounts it is at
+ * `mountedAt` already.
+ */
 export function snapshotRootfs(input: {
   containerId: string;
   mounts: readonly RootfsMount[];
   mountedAt: string;
+  /** Of the source of `diskMount`. */
+  isHostDevice: boolean;
+  disksDir: string;
 }): Rootfs {
   const { containerId: id, mounts, mountedAt } = input;
+  const disk = diskMount(mounts);
+  if (disk !== undefined) return diskRootfs(id, disk, input);
   return {
     devices: [],
     shares: [
@@ -76,6 +87,43 @@ export function snapshotRootfs(input: {
     ],
     guestPath: `${GUEST_SHARED}${id}`,
     mounts: () => [],
+  };
+}
+
+/** The mount that makes a whole root file system of a disk. The guest's kernel has ext4 alone of those that snapshotters write. */
+export function diskMount(mounts: readonly RootfsMount[]): RootfsMount | undefined {
+  const [only] = mounts;
+  if (only === undefined || mounts.length > 1 || only.type !== 'ext4' || !['', '/'].includes(only.target)) return;
+  return only.options.some((option) => option === 'bind' || option === 'rbind') ? undefined : only;
+}
+
+function diskRootfs(
+  containerId: string,
+  { type, source, options }: RootfsMount,
+  { disksDir, isHostDevice }: { disksDir: string; isHostDevice: boolean },
+): Rootfs {
+  const id = snapshotDeviceId(containerId);
+  const readOnly = options.includes('ro');
+  // A disk that cannot be written cannot have its journal replayed either.
+  const wanted = [...options.filter((option) => !['loop', 'rw'].includes(option)), ...(readOnly ? ['noload'] : [])];
+  return {
+    devices: [{ kind: 'block', id, path: `${disksDir}/${id}`, readOnly, ...(isHostDevice && { isHostDevice }) }],
+    shares: [{ id, kind: 'disk', of: { path: source }, readOnly }],
+    guestPath: guestRootfs(containerId),
+    mounts: (addressOf) => {
+      const address = addressOf(id);
+      return [
+        {
+          driver: address.driver,
+          driverOptions: [],
+          source: address.source,
+          fstype: type,
+          options: [...new Set(wanted)],
+          mountPoint: guestRootfs(containerId),
+          shared: false,
+        },
+      ];
+    },
   };
 }
 

@@ -11,6 +11,7 @@ use kata_protocol::envelope::{Request, Status};
 use kata_protocol::keeper::{AnswerCallRequest, NextCallsResponse, ShutdownRequest};
 use kata_protocol::ttrpc::{self, status, Code, Handler, HandlerFuture, Limits, MAX_MESSAGE_BYTES};
 use std::cell::{Cell, RefCell};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::rc::Rc;
@@ -77,11 +78,21 @@ pub async fn serve(keeper: Rc<Keeper>, listener: UnixListener) {
 async fn serve_connection(keeper: Rc<Keeper>, stream: UnixStream) {
     let Ok(door) = of(&keeper) else { return };
     door.connections.send_modify(|connections| *connections += 1);
+    follow_caller(&keeper, &stream);
     let handler = Rc::new(ContainerdHandler { keeper: Rc::clone(&keeper) });
     if let Err(error) = ttrpc::serve(stream, handler, LIMITS).await {
         keeper.note(&format!("t.sock: {error}"));
     }
     door.connections.send_modify(|connections| *connections -= 1);
+}
+
+/// What is mounted later in a containerd that was started again, with a mount namespace of its own, is seen there alone.
+fn follow_caller(keeper: &Keeper, stream: &UnixStream) {
+    let opened = sys::peer(stream.as_fd()).and_then(|(pid, _)| File::open(format!("/proc/{pid}/ns/mnt")));
+    match opened {
+        Ok(namespace) => drop(keeper.host_mounts.replace(namespace.into())),
+        Err(error) => keeper.note(&format!("t.sock: the caller's mount namespace: {error}")),
+    }
 }
 
 struct ContainerdHandler {
@@ -141,7 +152,8 @@ fn forget(keeper: &Keeper) -> io::Result<()> {
     let _lock = Lock::take(&keeper.dir, LOCK_BOUND)?;
     // The keeper's own mounts are not the host's: there the directory holds mount points alone.
     let dir = keeper.dir.clone();
-    sys::in_mount_namespace(keeper.host_mounts.as_fd(), move || places::forget(&dir)).and_then(|forgotten| forgotten)
+    sys::in_mount_namespace(keeper.host_mounts.borrow().as_fd(), move || places::forget(&dir))
+        .and_then(|forgotten| forgotten)
 }
 
 /// What a person needs to get an engine again.

@@ -172,7 +172,7 @@ async fn come_up(keeper: &Rc<Keeper>, engines: &mut Engines, pid: i32) -> bool {
 /// cgroup is entered by `kata-keeper daemon --cgroup` of the engine's argv.
 fn start(keeper: &Keeper) -> io::Result<i32> {
     let argv = &keeper.config.engine;
-    let host_mounts = keeper.host_mounts.as_raw_fd();
+    let host_mounts = keeper.host_mounts.borrow().as_raw_fd();
     let mut command = Command::new(&argv[0]);
     command.args(&argv[1..]).env_clear().envs(keeper.config.engine_env.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

@@ -51,8 +51,9 @@ pub enum AgentState {
 pub struct Keeper {
     pub config: Config,
     pub dir: PathBuf,
-    /// The mount namespace that the keeper came from, in which an engine is started.
-    pub host_mounts: OwnedFd,
+    /// The mount namespace of the keeper's caller, in which an engine is started and the host's paths are looked up. containerd's may
+    /// be another one after it was started again.
+    pub host_mounts: RefCell<OwnedFd>,
     /// Where containerd calls; `None` for a sandbox of the engine's own.
     pub door: Option<Door>,
     /// The groups that the keeper is in.

@@ -47,7 +47,7 @@ fn open(keeper: &Keeper, path: String) -> Result<Netns, Status> {
         }
         // The host's mounts: a namespace that was bound to its name after the keeper's start is seen there alone.
         let opened = PathBuf::from(&path);
-        let file = sys::in_mount_namespace(keeper.host_mounts.as_fd(), move || File::open(opened));
+        let file = sys::in_mount_namespace(keeper.host_mounts.borrow().as_fd(), move || File::open(opened));
         file.and_then(|file| file).map_err(|error| failure::from_io(&format!("network namespace {path}"), &error))?
     };
     let is_netns = sys::is_netns(file.as_fd());

@@ -144,7 +144,7 @@ fn start(config: Config, dir: PathBuf, host_mounts: OwnedFd) -> Step<watch::Rece
     let task_listener = config.task_socket.as_deref().map(listen).transpose()?;
     let log = BoundedFile::new(dir.join("keeper.log"), LOG_BYTES);
     let keeper = Rc::new(Keeper {
-        shares: RefCell::new(Shares::new(&dir, step("mount namespace", host_mounts.try_clone())?)),
+        shares: RefCell::new(Shares::new(&dir)),
         cgroups: RefCell::new(config.cgroups.clone()),
         netns: RefCell::default(),
         network: Network::default(),
@@ -152,7 +152,7 @@ fn start(config: Config, dir: PathBuf, host_mounts: OwnedFd) -> Step<watch::Rece
         operations: Operations::default(),
         config,
         dir,
-        host_mounts,
+        host_mounts: RefCell::new(host_mounts),
         log: RefCell::new(log),
         journal: RefCell::new(journal),
         vsock,

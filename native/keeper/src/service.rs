@@ -6,6 +6,7 @@ use crate::create;
 use crate::door;
 use crate::failure;
 use crate::keeper::{Agent, AgentState, Keeper};
+use crate::look;
 use crate::netns;
 use crate::network;
 use crate::operations;
@@ -21,6 +22,7 @@ use kata_protocol::ttrpc::{self, decode, status, Code, Handler, HandlerFuture, L
 use prost::Message;
 use std::cell::{Cell, OnceCell};
 use std::future::Future;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
@@ -159,6 +161,7 @@ fn own_call(keeper: Rc<Keeper>, method: &str, payload: &[u8]) -> HandlerFuture {
         "Unshare" => at_once(payload, |request: UnshareRequest| {
             keeper.shares.borrow_mut().remove(&request.id).map(|()| Empty {})
         }),
+        "Look" => at_once(payload, |request| look::look(keeper.host_mounts.borrow().as_fd(), &request)),
         "AwaitAgent" => answer(payload, |request| async move { agent::await_agent(&keeper, request).await }),
         "CreateProcess" => answer(payload, |request| async move {
             create::create_process(&keeper, request).await.map(|()| CreateProcessResponse {})
@@ -210,7 +213,7 @@ fn share(keeper: &Keeper, request: ShareRequest) -> Result<ShareResponse, Status
     if keeper.end_now().is_some() {
         return Err(status(Code::FailedPrecondition, "the sandbox has ended"));
     }
-    keeper.shares.borrow_mut().add(request)
+    keeper.shares.borrow_mut().add(request, keeper.host_mounts.borrow().as_fd())
 }
 
 fn state(keeper: &Keeper) -> StateResponse {

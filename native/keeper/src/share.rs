@@ -1,6 +1,8 @@
 //! The shared directory: host paths and images' layers appear below `<dir>/shared`, in the keeper's mount namespace only.
 //!
-//! `shared/` is a mount with shared propagation, so that virtiofsd, in a slave namespace of its own, sees what comes later.
+//! `shared/` is a mount with shared propagation, so that virtiofsd, in a slave namespace of its own, sees what comes later. Sources are
+//! looked up as the keeper's caller sees them: what is mounted in its namespace later may not reach the keeper's own.
+use crate::disk;
 use crate::failure;
 use crate::loop_device::loop_device;
 use crate::snapshot::{is_bind, is_known, mount_options, relative_layers};
@@ -8,13 +10,15 @@ use crate::spawn::is_name;
 use crate::sys;
 use kata_protocol::envelope::Status;
 use kata_protocol::keeper::share_request::What;
-use kata_protocol::keeper::{HostPath, LayeredRootfs, MountedRootfs, RootfsMount, ShareRequest, ShareResponse};
+use kata_protocol::keeper::{
+    HostDisk, HostPath, LayeredRootfs, MountedRootfs, RootfsMount, ShareRequest, ShareResponse,
+};
 use kata_protocol::ttrpc::{status, Code};
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -27,14 +31,15 @@ pub struct Shares {
     root: PathBuf,
     /// Where layers are mounted while their overlay is made: outside of what the guest sees.
     staging: PathBuf,
-    /// The mount namespace of whoever started the keeper: what is mounted there later may not reach the keeper's own.
-    host_mounts: OwnedFd,
+    /// What only the VMM sees.
+    disks: PathBuf,
     active: BTreeMap<String, (What, bool)>,
 }
 
 impl Shares {
-    pub fn new(dir: &Path, host_mounts: OwnedFd) -> Self {
-        Shares { root: dir.join("shared"), staging: dir.join("layers"), host_mounts, active: BTreeMap::new() }
+    pub fn new(dir: &Path) -> Self {
+        let [root, staging, disks] = ["shared", "layers", "disks"].map(|name| dir.join(name));
+        Shares { root, staging, disks, active: BTreeMap::new() }
     }
 
     pub fn names(&self) -> Vec<String> {
@@ -42,7 +47,7 @@ impl Shares {
     }
 
     /// See `Share` in proto/keeper.proto. Errors: ALREADY_EXISTS when the id names something else.
-    pub fn add(&mut self, request: ShareRequest) -> Result<ShareResponse, Status> {
+    pub fn add(&mut self, request: ShareRequest, host_mounts: BorrowedFd) -> Result<ShareResponse, Status> {
         let Some(what) = request.what else { return Err(status(Code::InvalidArgument, "share: nothing to share")) };
         if !is_name(&request.id) {
             return Err(status(Code::InvalidArgument, format!("share id {:?}", request.id)));
@@ -58,9 +63,12 @@ impl Shares {
         }
         let target = self.root.join(&request.id);
         let is_directory = match &what {
-            What::HostPath(host_path) => self.share_host_path(host_path, &target)?,
-            What::Mounted(mounted) => self.share_mounts(mounted, &target).map(|()| true)?,
+            What::HostPath(host_path) => share_host_path(host_path, &target, host_mounts)?,
+            What::Mounted(mounted) => share_mounts(mounted, &target, host_mounts).map(|()| true)?,
             What::Layered(layered) => self.share_layers(layered, &request.id, &target).map(|()| true)?,
+            What::Disk(host_disk) => disk::add(host_disk, &self.disks, &self.disks.join(&request.id), host_mounts)
+                .map(|()| false)
+                .map_err(|error| failure::from_io(&format!("disk {}", disk_name(host_disk)), &error))?,
         };
         self.active.insert(request.id, (what, is_directory));
         Ok(ShareResponse { is_directory })
@@ -84,7 +92,8 @@ impl Shares {
     }
 
     fn detach(&self, id: &str) -> io::Result<()> {
-        let target = self.root.join(id);
+        let is_disk = matches!(self.active.get(id), Some((What::Disk(_), _)));
+        let target = if is_disk { &self.disks } else { &self.root }.join(id);
         match sys::unmount(&target, libc::MNT_DETACH) {
             Err(error) if error.raw_os_error() != Some(libc::EINVAL) && error.raw_os_error() != Some(libc::ENOENT) => {
                 Err(error)
@@ -114,92 +123,104 @@ impl Shares {
             failure::from_io(&format!("share {id} of {count} layers"), &error)
         })
     }
+}
 
-    fn share_host_path(&self, host_path: &HostPath, target: &Path) -> Result<bool, Status> {
-        let HostPath { source, read_only, slave, top_only } = host_path;
-        let describe = |error: io::Error| failure::from_io(&format!("share of {source}"), &error);
-        if !source.starts_with('/') {
-            return Err(status(Code::InvalidArgument, format!("share of {source:?}: not an absolute path")));
+/// Whether it is a directory.
+fn share_host_path(host_path: &HostPath, target: &Path, host_mounts: BorrowedFd) -> Result<bool, Status> {
+    let HostPath { source, read_only, slave, top_only } = host_path;
+    let describe = |error: io::Error| failure::from_io(&format!("share of {source}"), &error);
+    if !source.starts_with('/') {
+        return Err(status(Code::InvalidArgument, format!("share of {source:?}: not an absolute path")));
+    }
+    // Everything below goes by descriptors: what the path names later does not matter.
+    let opened = sys::in_mount_namespace(host_mounts, || -> io::Result<_> {
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(source)?;
+        let tree = sys::clone_tree(file.as_fd())?;
+        Ok((file.metadata()?, tree))
+    });
+    let (metadata, tree) = opened.and_then(|opened| opened).map_err(describe)?;
+    let kind = metadata.file_type();
+    if kind.is_block_device() || kind.is_char_device() || kind.is_symlink() {
+        return Err(status(Code::InvalidArgument, format!("share of {source}: it is a device")));
+    }
+    make_mount_point(target, metadata.is_dir()).map_err(describe)?;
+    let attach = || -> io::Result<()> {
+        let propagation = if *slave { libc::MS_SLAVE } else { libc::MS_PRIVATE };
+        sys::set_tree_attributes(tree.as_fd(), *read_only && !*top_only, propagation)?;
+        if *read_only && *top_only {
+            sys::set_top_read_only(tree.as_fd())?;
         }
-        // Everything below goes by descriptors: what the path names later does not matter.
-        let opened = sys::in_mount_namespace(self.host_mounts.as_fd(), || -> io::Result<_> {
-            let file = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(source)?;
-            let tree = sys::clone_tree(file.as_fd())?;
-            Ok((file.metadata()?, tree))
-        });
-        let (metadata, tree) = opened.and_then(|opened| opened).map_err(describe)?;
-        let kind = metadata.file_type();
-        if kind.is_block_device() || kind.is_char_device() || kind.is_symlink() {
-            return Err(status(Code::InvalidArgument, format!("share of {source}: it is a device")));
-        }
-        make_mount_point(target, metadata.is_dir()).map_err(describe)?;
-        let attach = || -> io::Result<()> {
-            let propagation = if *slave { libc::MS_SLAVE } else { libc::MS_PRIVATE };
-            sys::set_tree_attributes(tree.as_fd(), *read_only && !*top_only, propagation)?;
-            if *read_only && *top_only {
-                sys::set_top_read_only(tree.as_fd())?;
+        sys::attach_tree(tree.as_fd(), target)
+    };
+    attach().map_err(|error| {
+        let _ = remove_mount_point(target);
+        describe(error)
+    })?;
+    Ok(metadata.is_dir())
+}
+
+fn share_mounts(mounted: &MountedRootfs, target: &Path, host_mounts: BorrowedFd) -> Result<(), Status> {
+    let mounts = &mounted.mounts;
+    if mounts.is_empty() || mounts.len() > MAX_LAYERS {
+        return Err(status(Code::InvalidArgument, format!("share: {} mounts", mounts.len())));
+    }
+    if let Some(bad) = mounts.iter().find(|mount| !is_known(mount) || !matches!(mount.target.as_str(), "" | "/")) {
+        let text = format!("share: a mount of type {:?} at {:?} is no root file system", bad.r#type, bad.target);
+        return Err(status(Code::InvalidArgument, text));
+    }
+    make_mount_point(target, true).map_err(|error| failure::from_io("share", &error))?;
+    for (done, mount) in mounts.iter().enumerate() {
+        if let Err(error) = mount_rootfs(mount, target, host_mounts) {
+            for _ in 0..done {
+                let _ = sys::unmount(target, libc::MNT_DETACH);
             }
-            sys::attach_tree(tree.as_fd(), target)
-        };
-        attach().map_err(|error| {
             let _ = remove_mount_point(target);
-            describe(error)
-        })?;
-        Ok(metadata.is_dir())
+            return Err(failure::from_io(&format!("mount {} of type {}", mount.source, mount.r#type), &error));
+        }
     }
+    Ok(())
+}
 
-    fn share_mounts(&self, mounted: &MountedRootfs, target: &Path) -> Result<(), Status> {
-        let mounts = &mounted.mounts;
-        if mounts.is_empty() || mounts.len() > MAX_LAYERS {
-            return Err(status(Code::InvalidArgument, format!("share: {} mounts", mounts.len())));
-        }
-        if let Some(bad) = mounts.iter().find(|mount| !is_known(mount) || !matches!(mount.target.as_str(), "" | "/")) {
-            let text = format!("share: a mount of type {:?} at {:?} is no root file system", bad.r#type, bad.target);
-            return Err(status(Code::InvalidArgument, text));
-        }
-        make_mount_point(target, true).map_err(|error| failure::from_io("share", &error))?;
-        for (done, mount) in mounts.iter().enumerate() {
-            if let Err(error) = self.mount_rootfs(mount, target) {
-                for _ in 0..done {
-                    let _ = sys::unmount(target, libc::MNT_DETACH);
-                }
-                let _ = remove_mount_point(target);
-                return Err(failure::from_io(&format!("mount {} of type {}", mount.source, mount.r#type), &error));
-            }
-        }
-        Ok(())
-    }
-
-    fn mount_rootfs(&self, mount: &RootfsMount, target: &Path) -> io::Result<()> {
-        let (flags, data, is_loop) = mount_options(&mount.options);
+fn mount_rootfs(mount: &RootfsMount, target: &Path, host_mounts: BorrowedFd) -> io::Result<()> {
+    let (flags, data, is_loop) = mount_options(&mount.options);
+    let source = Path::new(&mount.source);
+    let open_tree = |path: &Path| {
+        let place = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
+        sys::clone_tree(place.as_fd())
+    };
+    let tree = sys::in_mount_namespace(host_mounts, || -> io::Result<OwnedFd> {
         if is_bind(mount) {
-            let tree = sys::in_mount_namespace(self.host_mounts.as_fd(), || {
-                let source = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&mount.source)?;
-                sys::clone_tree(source.as_fd())
-            })??;
-            sys::set_tree_attributes(tree.as_fd(), flags & libc::MS_RDONLY != 0, libc::MS_PRIVATE)?;
-            return sys::attach_tree(tree.as_fd(), target);
+            return open_tree(source);
         }
-        let fstype = CString::new(mount.r#type.as_str()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+        let fstype = CString::new(mount.r#type.as_str())?;
+        // In a copy of the caller's namespace that ends with this thread: nobody else sees the mount.
+        sys::unshare_mounts()?;
+        sys::mount(None, Path::new("/"), None, libc::MS_REC | libc::MS_SLAVE, None)?;
         if is_loop {
             let read_only = flags & libc::MS_RDONLY != 0;
-            let image =
-                OpenOptions::new().read(true).write(!read_only).custom_flags(libc::O_NOFOLLOW).open(&mount.source)?;
-            let (device, path) = loop_device(&image, read_only)?;
-            let data = CString::new(data.join(","))?;
-            let mounted = sys::mount(Some(&path), target, Some(&fstype), flags, Some(&data));
+            let image = OpenOptions::new().read(true).write(!read_only).custom_flags(libc::O_NOFOLLOW).open(source)?;
             // Autoclear takes effect when the last user, the mount, goes.
-            drop(device);
-            return mounted;
+            let (_device, path) = loop_device(&image, read_only)?;
+            let data = CString::new(data.join(","))?;
+            sys::mount(Some(&path), target, Some(&fstype), flags, Some(&data))?;
+        } else {
+            let (base, data) = relative_layers(data);
+            let data = CString::new(data.join(","))?;
+            // The working directory is this thread's alone.
+            std::env::set_current_dir(base)?;
+            sys::mount(Some(source), target, Some(&fstype), flags, Some(&data))?;
         }
-        let (base, data) = relative_layers(data);
-        let data = CString::new(data.join(","))?;
-        // The only thread stands in the layers' common directory for this one call.
-        std::env::set_current_dir(base)?;
-        let mounted = sys::mount(Some(Path::new(&mount.source)), target, Some(&fstype), flags, Some(&data));
-        std::env::set_current_dir("/")?;
-        mounted
+        open_tree(target)
+    })??;
+    sys::set_tree_attributes(tree.as_fd(), is_bind(mount) && flags & libc::MS_RDONLY != 0, libc::MS_PRIVATE)?;
+    sys::attach_tree(tree.as_fd(), target)
+}
+
+fn disk_name(HostDisk { source, major, minor, .. }: &HostDisk) -> String {
+    if source.is_empty() {
+        return format!("{major}:{minor}");
     }
+    source.clone()
 }
 
 fn make_mount_point(target: &Path, is_directory: bool) -> io::Result<()> {
@@ -281,8 +302,9 @@ mod tests {
     fn refuses_bad_requests() {
         let dir = crate::testing::TempDir::new();
         let namespace = File::open("/proc/self/ns/mnt").unwrap();
-        let mut shares = Shares::new(dir.path(), namespace.into());
+        let mut shares = Shares::new(dir.path());
         let host = |source: &str| Some(What::HostPath(HostPath { source: source.into(), ..Default::default() }));
+        let disk = |source: &str| Some(What::Disk(HostDisk { source: source.into(), ..Default::default() }));
         let mounts = |fstype: &str, target: &str| {
             let mount = RootfsMount { r#type: fstype.into(), target: target.into(), ..Default::default() };
             Some(What::Mounted(MountedRootfs { mounts: vec![mount] }))
@@ -295,10 +317,12 @@ mod tests {
             ("ok", host("/dev/null"), Code::InvalidArgument),
             ("ok", Some(What::Layered(LayeredRootfs::default())), Code::InvalidArgument),
             ("ok", Some(What::Mounted(MountedRootfs::default())), Code::InvalidArgument),
+            ("ok", disk("/dev/null"), Code::InvalidArgument),
+            ("ok", disk("/nonexistent-path"), Code::NotFound),
             ("ok", mounts("proc", ""), Code::InvalidArgument),
             ("ok", mounts("overlay", "/etc"), Code::InvalidArgument),
         ] {
-            let refused = shares.add(ShareRequest { id: id.into(), what }).unwrap_err();
+            let refused = shares.add(ShareRequest { id: id.into(), what }, namespace.as_fd()).unwrap_err();
             assert_eq!(refused.code, code as i32, "{}", refused.message);
         }
         assert!(shares.names().is_empty() && shares.remove("nothing").is_ok());

@@ -231,6 +231,22 @@ pub fn clone_tree(at: BorrowedFd) -> io::Result<OwnedFd> {
     owned(unsafe { libc::syscall(libc::SYS_open_tree, at.as_raw_fd(), c"".as_ptr(), flags) })
 }
 
+/// The node of a block device, for root alone.
+pub fn make_block_device(path: &Path, major: u32, minor: u32) -> io::Result<()> {
+    let path = c_path(path)?;
+    let device = libc::makedev(major, minor);
+    check(unsafe { libc::mknod(path.as_ptr(), libc::S_IFBLK | 0o600, device) } as libc::c_long).map(drop)
+}
+
+/// Size of the tmpfs on which the path is; `None`: it is on another file system.
+pub fn tmpfs_bytes(path: &Path) -> io::Result<Option<u64>> {
+    let path = c_path(path)?;
+    let mut facts: libc::statfs = unsafe { std::mem::zeroed() };
+    check(unsafe { libc::statfs(path.as_ptr(), &mut facts) } as libc::c_long)?;
+    let is_tmpfs = facts.f_type as u64 == libc::TMPFS_MAGIC as u64;
+    Ok(is_tmpfs.then(|| facts.f_blocks.saturating_mul(facts.f_bsize as u64)))
+}
+
 /// Layout of `struct mount_attr` (mount_setattr(2)).
 #[repr(C)]
 struct MountAttributes {

@@ -216,7 +216,7 @@ export function blockNode(spec: MachineSpec, device: BlockDevice | LayersDevice)
     'read-only': readOnly,
     ...(readOnly ? {} : { discard: 'unmap' }),
     file: {
-      driver: 'file',
+      driver: device.kind === 'block' && device.isHostDevice ? 'host_device' : 'file',
       filename: several ? layersDescriptor(spec, device.id) : single,
       'read-only': readOnly,
       ...(readOnly ? {} : { discard: 'unmap' }),

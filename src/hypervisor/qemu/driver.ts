@@ -79,13 +79,13 @@ export const qemu: Hypervisor = {
     const monitor = new Monitor(monitorSocket(spec));
     await monitor.connect(bounds);
     if (spec.machine !== 'q35')
-      return new QemuMachine(spec, host, { monitor, plugged: [], lostSlots: new Set<number>() });
+      return new QemuMachine(spec, host, { monitor, plugged: [], lost: new Map<string, number>() });
     const present = await devices(monitor, bounds);
     const plugged = persisted.plugged.filter(({ device }) => present.delete(device.id));
     for (const { id } of spec.devices) present.delete(id);
-    const lostSlots = new Set<number>();
-    for (const id of present) lostSlots.add(await slotOf(monitor, id, bounds));
-    return new QemuMachine(spec, host, { monitor, plugged, lostSlots });
+    const lost = new Map<string, number>();
+    for (const id of present) lost.set(id, await slotOf(monitor, id, bounds));
+    return new QemuMachine(spec, host, { monitor, plugged, lost });
   },
 };
 

@@ -78,8 +78,9 @@ export class QemuMachine implements Machine {
   /** By device id, for the devices of the spec. */
   readonly #addresses = new Map<string, DeviceAddress>();
   readonly #plugged = new Map<string, Plugged>();
-  /** Slots of devices that an earlier engine plugged and did not record. */
-  readonly #lostSlots: ReadonlySet<number>;
+  /** Slots by id of devices that an earlier engine plugged and did not record. */
+  readonly #lost: Map<string, number>;
+  readonly #isAdopted: boolean;
   #phase: Phase;
   readonly grow?: NonNullable<Machine['grow']>;
   /** plug, unplug and grow, one after the other. */
@@ -92,14 +93,15 @@ export class QemuMachine implements Machine {
     adopted?: {
       monitor: Monitor;
       plugged: readonly { device: Device; slot: number }[];
-      lostSlots: ReadonlySet<number>;
+      lost: ReadonlyMap<string, number>;
     },
   ) {
     this.#spec = spec;
     this.#host = host;
     this.#phase = adopted === undefined ? 'new' : 'started';
     this.#monitor = adopted?.monitor ?? new Monitor(monitorSocket(spec));
-    this.#lostSlots = adopted?.lostSlots ?? new Set();
+    this.#lost = new Map(adopted?.lost);
+    this.#isAdopted = adopted !== undefined;
     spec.devices.forEach((device, index) => {
       this.#addresses.set(device.id, coldAddress(spec, index, partsOf(device)));
     });
@@ -259,7 +261,7 @@ export class QemuMachine implements Machine {
     return this.#inTurn(() => this.#plug(device, { timeoutMs: PLUG_TIMEOUT_MS, ...options }));
   }
 
-  async #plug(device: Device, bounds: CallOptions): Promise<DeviceAddress> {
+  async #plug(device: Device, bounds: CallOptions & { timeoutMs: number }): Promise<DeviceAddress> {
     this.#requireRunning();
     validateDevice(device, this.#spec);
     if (this.#addresses.has(device.id) || this.#plugged.has(device.id))
@@ -268,6 +270,7 @@ export class QemuMachine implements Machine {
       throw new KataError('UNIMPLEMENTED', 'a card on a macvtap cannot be plugged while the machine runs', {
         phase: 'plug',
       });
+    if (this.#isAdopted) await this.#dropLost(device, bounds);
     const slot = this.#freeSlot();
     const parts = partsOf(device);
     const undo: (() => Promise<unknown>)[] = [];
@@ -312,16 +315,26 @@ export class QemuMachine implements Machine {
       throw new KataError('NOT_FOUND', `the machine has no plugged device ${id}`, { phase: 'unplug' });
     await this.#monitor.removeDevice(id, bounds);
     this.#plugged.delete(id);
-    const { device } = plugged;
+    await this.#dropBackend(plugged.device, bounds);
+  }
+
+  async #dropBackend(device: Device, bounds: CallOptions): Promise<void> {
     if (device.kind === 'fs') {
       await this.#monitor.execute('chardev-remove', { id: chardevId(device) }, bounds);
-      await this.#host.signal(virtiofsdName(id), SIGTERM, bounds);
+      await this.#host.signal(virtiofsdName(device.id), SIGTERM, bounds);
     } else if (device.kind === 'net') await this.#monitor.execute('netdev_del', { id: netId(device) }, bounds);
     else await this.#monitor.execute('blockdev-del', { 'node-name': nodeName(device) }, bounds);
   }
 
+  /** What an earlier engine made of the same device, as far as it came. */
+  async #dropLost(device: Device, bounds: CallOptions & { timeoutMs: number }): Promise<void> {
+    if (this.#lost.has(device.id)) await this.#monitor.removeDevice(device.id, bounds);
+    this.#lost.delete(device.id);
+    await this.#dropBackend(device, bounds).catch(() => {});
+  }
+
   #freeSlot(): number {
-    const used = new Set([...[...this.#plugged.values()].map((p) => p.slot), ...this.#lostSlots]);
+    const used = new Set([...[...this.#plugged.values()].map((p) => p.slot), ...this.#lost.values()]);
     for (let slot = HOT_SLOT_FIRST; slot <= HOT_SLOT_LAST; slot += 1) if (!used.has(slot)) return slot;
     throw new KataError('RESOURCE_EXHAUSTED', `all ${HOT_SLOT_LAST} slots for plugged devices are in use`, {
       phase: 'plug',

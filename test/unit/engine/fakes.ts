@@ -1,6 +1,6 @@
 // The whole fake host in one file: its parts only make sense together, and no test needs one of them alone.
 
-import { appendFileSync, existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { appendFileSync, existsSync, mkdirSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Agent } from '../../../src/agent/index.ts';
@@ -14,6 +14,19 @@ import type { DoorAnswer, DoorCall, JournalEntry, KeeperState } from '../../../s
 import type { Keeper, SandboxHost } from '../../../src/sandbox/index.ts';
 
 export const VMM_PID = 4242;
+
+/** What is at paths of this machine. */
+export const lookHere: Keeper['look'] = async (paths) =>
+  paths.map((path) => {
+    try {
+      const facts = statSync(path);
+      if (facts.isDirectory()) return { kind: 'directory' };
+      if (facts.isFile()) return { kind: 'file' };
+      return { kind: 'character', device: { major: facts.rdev >> 8, minor: facts.rdev & 255 } };
+    } catch (error) {
+      return { error: (error as Error).message };
+    }
+  });
 
 /** A keeper and its guest in memory, with a journal file as the real one writes. It outlives the engines of a test. */
 export class FakeKeeper {
@@ -179,6 +192,7 @@ export class FakeKeeper {
         return { name, pid: VMM_PID, startTimeTicks: 1, running: true, waitStatus: 0 };
       },
       signalSpawned: async () => check(),
+      look: lookHere,
       share: async (id, source) => {
         check();
         self.shares.add(id);

@@ -292,6 +292,7 @@ test('requests and answers are translated field by field', async (t) => {
   assert.deepEqual(requests, [
     {
       id: 's',
+      disk: undefined,
       host_path: undefined,
       layered: { layers: ['/a', '/b'], upper_dir: '/u', work_dir: '/w' },
       mounted: undefined,

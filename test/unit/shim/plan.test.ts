@@ -5,14 +5,16 @@ import { join } from 'node:path';
 import test from 'node:test';
 import fc from 'fast-check';
 import { KataError } from '../../../src/base/index.ts';
-import { type Bundle, type MountFacts, readBundle, roleOf } from '../../../src/shim/bundle.ts';
+import type { PathFacts } from '../../../src/os/index.ts';
+import { type Bundle, readBundle, roleOf } from '../../../src/shim/bundle.ts';
 import { netnsOf, planTask, type TaskPlan } from '../../../src/shim/plan.ts';
 import { parseProcess, parseResources, parseSpec } from '../../../src/shim/runtime-spec.ts';
+import { lookHere } from '../engine/fakes.ts';
 import { criSpec } from './support.ts';
 
 const STDIO = { stdin: '', stdout: '/run/x/out', stderr: '', containerId: 'abc', namespace: 'k8s.io' };
 const CONFIG = { guestSeccomp: true };
-const bundleOf = (spec: Record<string, unknown>, facts: [string, MountFacts][] = []): Bundle => {
+const bundleOf = (spec: Record<string, unknown>, facts: [string, PathFacts][] = []): Bundle => {
   const parsed = parseSpec(JSON.stringify(spec));
   return {
     dir: '/run/bundle',
@@ -22,8 +24,8 @@ const bundleOf = (spec: Record<string, unknown>, facts: [string, MountFacts][] =
     facts: new Map(facts),
   };
 };
-const plan = (bundle: Bundle): TaskPlan =>
-  planTask({ taskId: 'abc', bundle, rootfs: [], stdio: STDIO, terminal: false, config: CONFIG });
+const INPUT = { taskId: 'abc', rootfs: [], stdio: STDIO, terminal: false, disksDir: '/run/s/disks', config: CONFIG };
+const plan = (bundle: Bundle): TaskPlan => planTask({ ...INPUT, bundle });
 const linux = (change: Record<string, unknown>) => ({ linux: { ...(criSpec().linux as object), ...change } });
 const bind = (source: string, destination: string, ...options: string[]) => ({
   destination,
@@ -50,14 +52,7 @@ test('a pod sandbox: its namespaces are the guest’s, host paths are gone, limi
 
 test('a snapshotter’s mounts become the root file system', () => {
   const rootfs = [{ type: 'overlay', source: 'overlay', target: '', options: ['lowerdir=/a:/b'] }];
-  const planned = planTask({
-    taskId: 'abc',
-    bundle: bundleOf(criSpec()),
-    rootfs,
-    stdio: STDIO,
-    terminal: true,
-    config: CONFIG,
-  });
+  const planned = planTask({ ...INPUT, bundle: bundleOf(criSpec()), rootfs, terminal: true });
   assert.deepEqual(planned.rootfs.shares, [{ id: 'abc', kind: 'mounts', mounts: rootfs }]);
   assert.equal(planned.spec.process.terminal, true);
 });
@@ -139,7 +134,7 @@ test('mounts: shares, the pod’s shared memory, volumes in memory, the guest’
     bind('/sys/fs/bpf', '/sys/fs/bpf', 'ro'),
     bind('/run/d.sock', '/d.sock'),
   ];
-  const facts: [string, MountFacts][] = [
+  const facts: [string, PathFacts][] = [
     ['/data', { kind: 'directory' }],
     ['/run/shm', { kind: 'directory', tmpfsBytes: 64 }],
     [empty, { kind: 'directory', tmpfsBytes: 1024 }],
@@ -159,9 +154,13 @@ test('mounts: shares, the pod’s shared memory, volumes in memory, the guest’
   );
   assert.equal(at('/data')?.source, `/run/kata-containers/shared/containers/${planned.shares[0]?.id}`);
   assert.deepEqual(at('/data')?.options, ['rbind', 'rprivate', 'ro']);
-  assert.equal(at('/dev/shm')?.source, '/run/kata-containers/sandbox/shm');
-  assert.deepEqual(planned.storages[0]?.options, ['mode=1777', 'size=1024']);
-  assert.equal(at('/cache')?.source, planned.storages[0]?.mountPoint);
+  for (const [index, path, size] of [
+    [0, '/dev/shm', 64],
+    [1, '/cache', 1024],
+  ] as const) {
+    assert.deepEqual(planned.storages[index]?.options, ['mode=1777', `size=${size}`]);
+    assert.equal(at(path)?.source, planned.storages[index]?.mountPoint);
+  }
   assert.equal(at('/x/null')?.source, '/dev/null');
   assert.equal(at('/dev/kvm'), undefined);
   assert.equal(at('/sys/fs/bpf')?.source, '/sys/fs/bpf');
@@ -175,11 +174,9 @@ test('mounts: shares, the pod’s shared memory, volumes in memory, the guest’
 test('share names hold nothing of the pod’s words and differ between tasks with the same beginning', () => {
   fc.assert(
     fc.property(fc.string(), fc.string(), (one, two) => {
-      const facts: [string, MountFacts][] = [[`/${one}`, { kind: 'directory' }]];
+      const facts: [string, PathFacts][] = [[`/${one}`, { kind: 'directory' }]];
       const spec = criSpec({ mounts: [bind(`/${one}`, `/${two}`)], hostname: two });
-      const id = (taskId: string) =>
-        planTask({ taskId, bundle: bundleOf(spec, facts), rootfs: [], stdio: STDIO, terminal: false, config: CONFIG })
-          .shares[0]?.id;
+      const id = (taskId: string) => planTask({ ...INPUT, taskId, bundle: bundleOf(spec, facts) }).shares[0]?.id;
       if (one.startsWith('proc') || one.startsWith('sys') || two === 'dev/shm') return;
       assert.match(id('web-frontend-1') ?? '', /^[0-9a-f]{16}-m0$/);
       assert.notEqual(id('web-frontend-1'), id('web-frontend-2'));
@@ -198,6 +195,74 @@ test('devices: those of every kernel stay, the host’s own are told', () => {
     ['/dev/fuse'],
   );
   assert.match(planned.warnings.join(), /\/dev\/sda/);
+});
+
+test('a block device with a rule of its own is a disk, and keeps the host’s numbers for the agent to find', () => {
+  const devices = [
+    { path: '/dev/data', type: 'b', major: 7, minor: 3, fileMode: 0o640, gid: 6 },
+    { path: '/dev/seen', type: 'b', major: 7, minor: 4 },
+    { path: '/dev/all', type: 'b', major: 8, minor: 0 },
+  ];
+  const rule = (minor: number, access: string) => ({ allow: true, type: 'b', major: 7, minor, access });
+  const resources = { devices: [{ allow: true, access: 'rwm' }, rule(3, 'rwm'), rule(4, 'rm')] };
+  const { disks, shares, spec, warnings } = plan(bundleOf(criSpec(linux({ devices, resources }))));
+  assert.deepEqual(
+    disks.map(({ device, containerPath }) => [device.id, device.path, device.readOnly, containerPath]),
+    [
+      ['disk-7-3-rw', '/run/s/disks/disk-7-3-rw', false, '/dev/data'],
+      ['disk-7-4-ro', '/run/s/disks/disk-7-4-ro', true, '/dev/seen'],
+    ],
+  );
+  assert.deepEqual(shares[1], { id: 'disk-7-4-ro', kind: 'disk', of: { major: 7, minor: 4 }, readOnly: true });
+  assert.deepEqual(spec.linux.devices[0], { ...devices[0], uid: 0 });
+  assert.equal(spec.linux.devices.length, 2);
+  assert.match(warnings.join(), /\/dev\/all/);
+});
+
+test('a root file system of ext4 is a disk that the guest mounts, any other is shared', () => {
+  const rootfsOf = (type: string, options: string[], kind: PathFacts['kind'] = 'file') => {
+    const bundle = bundleOf(criSpec(), [['/snapshot', { kind }]]);
+    const rootfs = [{ type, source: '/snapshot', target: '', options }];
+    return planTask({ ...INPUT, bundle, rootfs }).rootfs;
+  };
+  const writable = rootfsOf('ext4', ['loop', 'rw', 'discard']);
+  const id = writable.devices[0]?.id ?? '';
+  assert.match(id, /^root-[0-9a-f]{16}$/);
+  assert.deepEqual(writable.devices, [{ kind: 'block', id, path: `/run/s/disks/${id}`, readOnly: false }]);
+  assert.deepEqual(writable.shares, [{ id, kind: 'disk', of: { path: '/snapshot' }, readOnly: false }]);
+  const address = { driver: 'blk', source: '01/02', parts: [] } as const;
+  const mountsOf = (rootfs: TaskPlan['rootfs']) => rootfs.mounts(() => address).map(({ options }) => options);
+  assert.deepEqual(mountsOf(writable), [['discard']]);
+  const view = rootfsOf('ext4', ['ro'], 'block');
+  assert.deepEqual(mountsOf(view), [['ro', 'noload']]);
+  assert.deepEqual(
+    view.devices.map((device) => device.kind === 'block' && [device.readOnly, device.isHostDevice]),
+    [[true, true]],
+  );
+  for (const shared of [rootfsOf('xfs', []), rootfsOf('ext4', ['rbind'])])
+    assert.deepEqual([shared.devices.length, shared.shares[0]?.kind], [0, 'mounts']);
+});
+
+test('read-only: by the host alone where something is, or may come, below the volume', () => {
+  const options = (facts: PathFacts, ...words: string[]) => {
+    const planned = plan(bundleOf(criSpec({ mounts: [bind('/v', '/v', ...words)] }), [['/v', facts]]));
+    assert.ok(planned.shares[0]?.kind === 'path' && planned.shares[0].readOnly);
+    return planned.spec.mounts[0]?.options;
+  };
+  const plain: PathFacts = { kind: 'directory' };
+  assert.deepEqual(options(plain, 'rprivate', 'ro'), ['rbind', 'rprivate', 'ro']);
+  assert.deepEqual(options({ ...plain, hasMounts: true }, 'rprivate', 'ro'), ['rbind', 'rprivate']);
+  assert.deepEqual(options(plain, 'rslave', 'ro'), ['rbind', 'rslave']);
+  assert.deepEqual(options({ ...plain, hasMounts: true }, 'rprivate', 'rro'), ['rbind', 'rprivate', 'rro']);
+});
+
+test('shared memory is the pod’s own, and the host’s only where that is asked for', () => {
+  const shm = (source: string) => {
+    const facts: [string, PathFacts][] = [[source, { kind: 'directory', tmpfsBytes: 64 }]];
+    return plan(bundleOf(criSpec({ mounts: [bind(source, '/dev/shm')] }), facts));
+  };
+  assert.equal(shm('/run/sandboxes/1/shm').shares.length, 0);
+  for (const source of ['/dev/shm', '/mnt/ram']) assert.equal(shm(source).storages.length, 0);
 });
 
 test('64-bit numbers survive, nulls are absences, every problem is told', () => {
@@ -229,20 +294,26 @@ test('a bundle is read with what its mounts’ sources are; a missing source is 
     writeFileSync(join(dir, 'file'), '');
     const mounts = [bind(join(dir, 'data'), '/d'), bind(join(dir, 'file'), '/f'), bind('/dev/zero', '/z')];
     writeFileSync(join(dir, 'config.json'), JSON.stringify(criSpec({ mounts })));
-    const { facts } = await readBundle(dir);
+    const sources = {
+      root: '',
+      look: lookHere,
+      rootfs: [{ type: 'ext4', source: '/dev/full', target: '', options: [] }],
+    };
+    const { facts } = await readBundle(dir, sources);
     assert.deepEqual(
       [...facts.values()].map(({ kind }) => kind),
-      ['directory', 'file', 'character'],
+      ['character', 'directory', 'file', 'character'],
     );
     assert.deepEqual(facts.get('/dev/zero')?.device, { major: 1, minor: 5 });
     // Seen through another process's root, as the engine sees a keeper's file system.
-    assert.deepEqual((await readBundle(dir, `/proc/${process.pid}/root`)).facts.get('/dev/zero')?.device, {
-      major: 1,
-      minor: 5,
-    });
+    const root = `/proc/${process.pid}/root`;
+    assert.equal((await readBundle(dir, { ...sources, root })).spec.hostname, 'pod');
     writeFileSync(join(dir, 'config.json'), JSON.stringify(criSpec({ mounts: [bind(join(dir, 'no'), '/d')] })));
-    await assert.rejects(readBundle(dir), (error) => error instanceof KataError && error.message.includes('at /d'));
-    await assert.rejects(readBundle(join(dir, 'nowhere')), { code: 'NOT_FOUND' });
+    await assert.rejects(
+      readBundle(dir, sources),
+      (error) => error instanceof KataError && error.message.includes('at /d'),
+    );
+    await assert.rejects(readBundle(join(dir, 'nowhere'), sources), { code: 'NOT_FOUND' });
   } finally {
     rmSync(dir, { recursive: true });
   }

@@ -139,10 +139,10 @@ pub struct SignalSpawnedRequest {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ShareRequest {
-    /// [A-Za-z0-9][A-Za-z0-9_.-]{0,127}; the entry's name under <run>/shared.
+    /// [A-Za-z0-9][A-Za-z0-9_.-]{0,127}; the entry's name under <run>/shared, of a disk under <run>/disks.
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
-    #[prost(oneof = "share_request::What", tags = "2, 3, 4")]
+    #[prost(oneof = "share_request::What", tags = "2, 3, 4, 5")]
     pub what: ::core::option::Option<share_request::What>,
 }
 /// Nested message and enum types in `ShareRequest`.
@@ -155,7 +155,22 @@ pub mod share_request {
         Layered(super::LayeredRootfs),
         #[prost(message, tag = "4")]
         Mounted(super::MountedRootfs),
+        #[prost(message, tag = "5")]
+        Disk(super::HostDisk),
     }
+}
+/// What the VMM gives to the guest as a disk, and virtiofsd does not see: a regular file or a block device, or the block
+/// device of these numbers when source is empty. Others are INVALID_ARGUMENT.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HostDisk {
+    #[prost(string, tag = "1")]
+    pub source: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub major: u32,
+    #[prost(uint32, tag = "3")]
+    pub minor: u32,
+    #[prost(bool, tag = "4")]
+    pub read_only: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HostPath {
@@ -210,6 +225,38 @@ pub struct ShareResponse {
 pub struct UnshareRequest {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
+}
+/// At most 4096.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LookRequest {
+    #[prost(string, repeated, tag = "1")]
+    pub paths: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// One for each path, in order.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LookResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub facts: ::prost::alloc::vec::Vec<PathFacts>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PathFacts {
+    /// "directory", "file", "character", "block", "socket", "fifo".
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    /// Of a file or directory on a tmpfs: the size of that.
+    #[prost(uint64, tag = "2")]
+    pub tmpfs_bytes: u64,
+    /// Of a device.
+    #[prost(uint32, tag = "3")]
+    pub major: u32,
+    #[prost(uint32, tag = "4")]
+    pub minor: u32,
+    /// Something else is mounted below.
+    #[prost(bool, tag = "5")]
+    pub has_mounts: bool,
+    /// Non-empty: it cannot be looked at, and why.
+    #[prost(string, tag = "6")]
+    pub error: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AwaitAgentRequest {

@@ -1,6 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import {
+  appendFileSync,
   copyFileSync,
   existsSync,
   mkdirSync,
@@ -16,6 +17,7 @@ import { ASSETS, aliveSince, collect, HANG_GUARD_MS, type Output, REPO, until } 
 import { collectResidue, type Residue } from '../residue.ts';
 import { BRIDGE, type ContainerdVersion, type RuntimeHandler, writeConfig } from './config.ts';
 import { type CritestOptions, runCritest, type SpecResult } from './critest.ts';
+import { must } from './layout.ts';
 import { requirePiece, unpacked } from './pieces.ts';
 import { type ContainerOptions, containerConfig, type PodConfig, type PodOptions, podConfig } from './pods.ts';
 import { Registry } from './registry.ts';
@@ -29,6 +31,10 @@ export interface ContainerdOptions {
   /** Added to containerd's environment, which its shims inherit. It has a PATH and nothing else. With `kata`, to the engine's too. */
   environment?: Record<string, string>;
   logLevel?: 'debug' | 'info';
+  /** Lines for the end of containerd's configuration; the directory is its own. */
+  settings?: (directory: string) => string;
+  /** The daemon has a mount namespace of its own: nothing that is mounted inside or outside reaches the other side. */
+  privateMounts?: boolean;
 }
 
 export interface Pod {
@@ -85,7 +91,8 @@ export class Containerd {
     const containerd = new Containerd(options, directory, registry, before);
     mkdirSync(join(directory, 'logs'));
     const handlers = [...(options.kata ? [KATA] : []), ...(options.handlers ?? [])];
-    writeConfig({ version: options.version, directory, registry: registry.url, handlers });
+    const config = writeConfig({ version: options.version, directory, registry: registry.url, handlers });
+    appendFileSync(config, options.settings?.(directory) ?? '');
     const client = [...ENDPOINTS.map((name) => `${name}: unix://${containerd.socket}`), 'timeout: 60'];
     writeFileSync(join(directory, 'crictl.yaml'), `${client.join('\n')}\n`);
     if (options.kata)
@@ -107,7 +114,9 @@ export class Containerd {
     const log = openSync(join(this.directory, 'containerd.log'), 'a');
     const path = [join(this.directory, 'bin'), this.#programs, unpacked('runc', 'usr/sbin'), SYSTEM_PATH].join(':');
     const args = ['-c', join(this.directory, 'config.toml'), '-l', this.#options.logLevel ?? 'debug'];
-    const daemon = spawn(join(this.#programs, 'containerd'), args, {
+    const command = [join(this.#programs, 'containerd'), ...args];
+    if (this.#options.privateMounts) command.unshift('unshare', '--mount', '--propagation', 'private');
+    const daemon = spawn(command[0] as string, command.slice(1), {
       cwd: '/',
       env: { PATH: path, ...this.#options.environment },
       stdio: ['ignore', log, log],
@@ -118,6 +127,11 @@ export class Containerd {
       if (daemon.exitCode !== null) throw new Error(`containerd exited ${daemon.exitCode}\n${this.logTail()}`);
       return existsSync(this.socket) && (await this.run('crictl', ['version'])).code === 0;
     }, 'containerd answers');
+  }
+
+  /** Runs a command in the daemon's mount namespace; throws unless it exits 0. */
+  inDaemonsMounts(...command: string[]): void {
+    must('nsenter', `--target=${this.#daemon?.pid}`, '--mount', '--', ...command);
   }
 
   async stopDaemon(signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {

@@ -6,5 +6,6 @@ export type { CritestOptions, SpecResult } from './critest.ts';
 export { keepsPassing } from './gate.ts';
 export { BUSYBOX, HTTPD, NGINX } from './images.ts';
 export { requirePiece, unpacked } from './pieces.ts';
+export { must } from './layout.ts';
 export { type ContainerOptions, HOST_NETWORK, type PodOptions } from './pods.ts';
 export { lostSpecs } from './results.ts';

@@ -45,6 +45,7 @@ export class FakeKeeper {
   acknowledged = 0;
   alive = true;
   /** Calls on the task socket that nobody has answered, and all answers. */
+  networkReads = 0;
   readonly calls = new Map<number, DoorCall>();
   readonly answers = new Map<number, DoorAnswer>();
   /** What was done of cgroups, network and stdin, in order. */
@@ -246,6 +247,7 @@ export class FakeKeeper {
       },
       readNetwork: async (after) => {
         check();
+        self.networkReads += 1;
         // Nothing ever changes here.
         if (after !== undefined && after !== 0n) await new Promise(() => {});
         return { state: { links: [], addresses: [], routes: [], neighbours: [], rules: [] }, generation: 1n };

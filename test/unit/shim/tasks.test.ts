@@ -356,3 +356,15 @@ test('a machine that ends by itself ends its sandbox', async () => {
   world.keeper.vmmDies();
   assert.equal((await world.call('WaitSandbox', { sandbox_id: 'pod' })).exit_status, 137);
 });
+
+test('a network namespace without links is read a few times for a start, and then not until it changes', async () => {
+  await world.runs();
+  const settled = async (): Promise<number> => {
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    return world.keeper.networkReads;
+  };
+  const reads = await settled();
+  // Before the boot, after it, at the first start, and by whoever follows it, who asks for the next change at last.
+  assert.ok(reads >= 3 && reads <= 6, `${reads} reads`);
+  assert.equal(await settled(), reads);
+});

@@ -21,7 +21,11 @@ async function read(address: string, port: number): Promise<number> {
 }
 
 /** Samples of each handler by turns, so that load from outside falls on both alike. */
-export async function networkFigures(containerd: Containerd, handlers: readonly string[], runs: number): Promise<Figure[]> {
+export async function networkFigures(
+  containerd: Containerd,
+  handlers: readonly string[],
+  runs: number,
+): Promise<Figure[]> {
   const pods = new Map<string, { address: string; id: string; rates: number[]; times: number[] }>();
   for (const handler of handlers) {
     const pod = await containerd.runPod(handler, { name: `net-${handler}` });

@@ -135,7 +135,9 @@ function isMade({ link, scope, prefix }: NetworkAddress, links: readonly Network
   const bytes = mac.split(':').map((text) => Number.parseInt(text, 16));
   const [a = 0, b = 0, c = 0, d = 0, e = 0, f = 0] = bytes;
   const groups = [((a ^ 2) << 8) | b, (c << 8) | 0xff, 0xfe00 | d, (e << 8) | f];
-  return prefix.address === new URL(`http://[fe80::${groups.map((n) => n.toString(16)).join(':')}]`).hostname.slice(1, -1);
+  return (
+    prefix.address === new URL(`http://[fe80::${groups.map((n) => n.toString(16)).join(':')}]`).hostname.slice(1, -1)
+  );
 }
 
 /** Whether the kernel's route of the address's network is there: plugins that take it away have routes of their own for it. */
@@ -157,7 +159,11 @@ function hasRoute({ link, prefix, peer, flags }: NetworkAddress, { links, routes
 
 /** An address as a text of zeroes and ones. */
 function bits(address: string): string {
-  if (!address.includes(':')) return address.split('.').map((byte) => Number(byte).toString(2).padStart(8, '0')).join('');
+  if (!address.includes(':'))
+    return address
+      .split('.')
+      .map((byte) => Number(byte).toString(2).padStart(8, '0'))
+      .join('');
   const [head = '', tail] = address.split('::');
   const groups = (text: string): string[] => (text === '' ? [] : text.split(':'));
   const missing = 8 - groups(head).length - groups(tail ?? '').length;

@@ -55,7 +55,7 @@ export function wantedBy(
   host: Host,
   config: SizeConfig = {},
 ): Wanted {
-  if (role.kind !== 'sandbox') return limitsOf(spec?.linux.resources ?? {});
+  if (role.kind !== 'sandbox') return spec === undefined ? {} : limitsOf(spec.linux.resources);
   const told = (name: string): number => Number(/^\d{1,15}$/.exec(annotations[`${SANDBOX}${name}`] ?? '')?.[0] ?? 0);
   const sums = limits(told('memory'), told('cpu-quota'), told('cpu-period'));
   return config.memoryBytes === undefined ? { memoryBytes: unlimitedShare(host), ...sums } : sums;

@@ -12,7 +12,7 @@ const annotated = (type: string) => [
   ...['--annotation', `io.kubernetes.cri.container-type=${type}`],
   ...['--annotation', 'io.kubernetes.cri.sandbox-id=pod'],
 ];
-const ROOT_TYPE = "awk '$2 == \"/\" { print $3 }' /proc/mounts | tail -1";
+const ROOT_TYPE = 'awk \'$2 == "/" { print $3 }\' /proc/mounts | tail -1';
 
 describe('the snapshotter native', () => {
   let containerd: Containerd;
@@ -62,7 +62,16 @@ describe('the snapshotter blockfile', () => {
     for (const id of ['one', 'two']) await run('-d', ...annotated('container'), BUSYBOX, id, 'sleep', '1000');
     assert.ok(!loops().includes(containerd.directory));
     const disks = () =>
-      containerd.ctr('task', 'exec', '--exec-id', `e${Math.random()}`, 'pod', 'sh', '-c', 'ls /sys/block | grep -c ^vd');
+      containerd.ctr(
+        'task',
+        'exec',
+        '--exec-id',
+        `e${Math.random()}`,
+        'pod',
+        'sh',
+        '-c',
+        'ls /sys/block | grep -c ^vd',
+      );
     assert.equal(await disks(), '3');
     assert.equal(await containerd.ctr('task', 'exec', '--exec-id', 'w', 'one', 'sh', '-c', 'echo 1 >/f; cat /f'), '1');
     await containerd.ctr('task', 'rm', '--force', 'two');

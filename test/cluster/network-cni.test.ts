@@ -47,7 +47,14 @@ const get = (address: string, port: number): Promise<string> =>
 // ctr knows /etc/cni/net.d and /opt/cni/bin and no others.
 before(async () => {
   for (const name of ['upper', 'work']) mkdirSync(join(WORK, name), { recursive: true });
-  await host('mount', ['-t', 'overlay', '-o', `lowerdir=/etc,upperdir=${WORK}/upper,workdir=${WORK}/work`, 'none', '/etc']);
+  await host('mount', [
+    '-t',
+    'overlay',
+    '-o',
+    `lowerdir=/etc,upperdir=${WORK}/upper,workdir=${WORK}/work`,
+    'none',
+    '/etc',
+  ]);
   await host('mount', ['-t', 'tmpfs', 'none', '/opt']);
   mkdirSync('/etc/cni/net.d', { recursive: true });
   writeFileSync('/etc/cni/net.d/10-dual.conflist', JSON.stringify(CONFIG));
@@ -112,7 +119,9 @@ for (const version of ['1.6', '2'] as const)
       await containerd.ctr('run', ...args, BUSYBOX, 'late', 'sleep', '10000');
       await until(async () => {
         const { addresses, routes } = await viewOfGuest(containerd, 'late');
-        return ['10.66.0.', 'fd66::'].every((start) => addresses.some((line) => line.includes(start))) && routes.length > 3;
+        return (
+          ['10.66.0.', 'fd66::'].every((start) => addresses.some((line) => line.includes(start))) && routes.length > 3
+        );
       }, 'the guest has both addresses');
       const exec = (execId: string, ...command: string[]) =>
         containerd.ctr('task', 'exec', '--exec-id', execId, 'late', ...command);

@@ -24,7 +24,16 @@ after(async () => {
   assert.deepEqual(await containerd?.dispose(), []);
 });
 
-const RUN = ['run', '--runtime', 'io.containerd.kata.v2', '-d', ...TOOLS, '--with-ns', 'network:/run/netns/own', BUSYBOX];
+const RUN = [
+  'run',
+  '--runtime',
+  'io.containerd.kata.v2',
+  '-d',
+  ...TOOLS,
+  '--with-ns',
+  'network:/run/netns/own',
+  BUSYBOX,
+];
 const sandboxes = (): string[] => readdirSync(join(containerd.kataRoot, 'run/s'));
 const gone = (): Promise<void> => until(() => sandboxes().length === 0, 'the sandbox is gone');
 async function engine(): Promise<number> {

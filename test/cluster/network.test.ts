@@ -24,7 +24,17 @@ before(async () => {
 after(async () => assert.deepEqual(await containerd?.dispose(), []));
 
 const runIn = (namespace: string, id: string, ...command: string[]): Promise<string> =>
-  containerd.ctr('run', ...KATA, '-d', ...TOOLS, '--with-ns', `network:/run/netns/${namespace}`, BUSYBOX, id, ...command);
+  containerd.ctr(
+    'run',
+    ...KATA,
+    '-d',
+    ...TOOLS,
+    '--with-ns',
+    `network:/run/netns/${namespace}`,
+    BUSYBOX,
+    id,
+    ...command,
+  );
 let execs = 0;
 const exec = (id: string, ...command: string[]): Promise<string> => {
   execs += 1;
@@ -39,13 +49,10 @@ async function remove(id: string): Promise<void> {
 const same = async (namespace: string, id: string): Promise<void> =>
   assert.deepEqual(await viewOfGuest(containerd, id), await viewOfNamespace(namespace));
 const becomesSame = (namespace: string, id: string): Promise<void> =>
-  until(
-    async () => {
-      const [guest, wanted] = [await viewOfGuest(containerd, id), await viewOfNamespace(namespace)];
-      return JSON.stringify(guest) === JSON.stringify(wanted);
-    },
-    `the guest has what ${namespace} has`,
-  ).catch(async (error: Error) => {
+  until(async () => {
+    const [guest, wanted] = [await viewOfGuest(containerd, id), await viewOfNamespace(namespace)];
+    return JSON.stringify(guest) === JSON.stringify(wanted);
+  }, `the guest has what ${namespace} has`).catch(async (error: Error) => {
     // Which part, in the report.
     await same(namespace, id);
     throw error;
@@ -137,9 +144,24 @@ test('links, addresses, routes, rules and neighbours made by hand are the guestâ
     });
     assert.equal(sha256(await received), (await exec('all', 'sha256sum', '/big')).slice(0, 64));
     // From outside, to a server in the guest.
-    await containerd.ctr('task', 'exec', '-d', '--exec-id', 'server', 'all', 'nc', '-ll', '-p', '80', '-e', 'cat', '/big');
+    await containerd.ctr(
+      'task',
+      'exec',
+      '-d',
+      '--exec-id',
+      'server',
+      'all',
+      'nc',
+      '-ll',
+      '-p',
+      '80',
+      '-e',
+      'cat',
+      '/big',
+    );
     for (const address of ['10.90.0.2', 'fd90::22']) {
-      const listens = () => new Promise((done) => connect(80, address, () => done(true)).on('error', () => done(false)));
+      const listens = () =>
+        new Promise((done) => connect(80, address, () => done(true)).on('error', () => done(false)));
       await until(listens as () => Promise<boolean>, 'the server in the guest listens');
       const socket = connect(80, address);
       assert.equal(sha256(await readAll(socket)), (await exec('all', 'sha256sum', '/big')).slice(0, 64));
@@ -153,16 +175,31 @@ test('links, addresses, routes, rules and neighbours made by hand are the guestâ
 
   const changes: [string, string][] = [
     ['an address and a route', 'addr add 10.93.0.2/24 dev net1\nroute add 203.0.113.128/25 via 10.93.0.1'],
-    ['less', 'addr del 192.0.2.7/32 dev eth0\naddr del fd90::22/64 dev eth0\nroute del 198.51.102.0/24\nrule del priority 70'],
-    ['other neighbours', 'neigh del 10.90.0.77 dev eth0\nneigh add 10.90.0.78 lladdr 02:00:00:00:00:78 dev eth0 nud permanent'],
+    [
+      'less',
+      'addr del 192.0.2.7/32 dev eth0\naddr del fd90::22/64 dev eth0\nroute del 198.51.102.0/24\nrule del priority 70',
+    ],
+    [
+      'other neighbours',
+      'neigh del 10.90.0.77 dev eth0\nneigh add 10.90.0.78 lladdr 02:00:00:00:00:78 dev eth0 nud permanent',
+    ],
     ['an IPv6 rule', '-6 rule add from fd90::9 table 100 priority 56'],
     ['another MTU', 'link set eth0 mtu 1300\nlink set net1 mtu 1480'],
     ['a larger MTU', 'link set net1 mtu 1500'],
     ['another MAC address', 'link set net1 address 02:11:22:33:44:55'],
-    ['another name', 'link set net1 down\nlink set net1 name wan0\nlink set wan0 up\nroute add 203.0.113.0/25 via 10.91.0.1'],
+    [
+      'another name',
+      'link set net1 down\nlink set net1 name wan0\nlink set wan0 up\nroute add 203.0.113.0/25 via 10.91.0.1',
+    ],
     ['a link that is down', 'link set wan0 down'],
-    ['a new link', 'link add late0 type veth peer name all-late netns 1\nlink set late0 up\naddr add 10.94.0.1/24 dev late0\nroute add 10.95.0.0/16 via 10.94.0.7'],
-    ['two links of one MAC address', 'link add same0 address 02:11:22:33:44:55 type veth peer name all-same netns 1\nlink set same0 up\naddr add 10.96.0.1/24 dev same0'],
+    [
+      'a new link',
+      'link add late0 type veth peer name all-late netns 1\nlink set late0 up\naddr add 10.94.0.1/24 dev late0\nroute add 10.95.0.0/16 via 10.94.0.7',
+    ],
+    [
+      'two links of one MAC address',
+      'link add same0 address 02:11:22:33:44:55 type veth peer name all-same netns 1\nlink set same0 up\naddr add 10.96.0.1/24 dev same0',
+    ],
   ];
   for (const [what, commands] of changes)
     await t.test(`${what} on the host follows in the guest`, async () => {
@@ -180,7 +217,10 @@ test('links, addresses, routes, rules and neighbours made by hand are the guestâ
     await until(async () => {
       const { links, addresses } = await viewOfGuest(containerd, 'all');
       // The machine booted with this card.
-      const [used, unused] = [links.filter((line) => !line.includes('wan0')), links.filter((line) => line.includes('wan0'))];
+      const [used, unused] = [
+        links.filter((line) => !line.includes('wan0')),
+        links.filter((line) => line.includes('wan0')),
+      ];
       return (
         JSON.stringify(used) === JSON.stringify(before.links) &&
         unused.every((line) => line.endsWith('false')) &&
@@ -236,7 +276,11 @@ test('plugins: ptp with both families, macvlan, and a bridge with another MAC ad
       {
         type: 'macvlan',
         master: 'wire',
-        ipam: { type: 'static', addresses: [{ address: '10.100.0.2/24' }], routes: [{ dst: '10.101.0.0/16', gw: '10.100.0.1' }] },
+        ipam: {
+          type: 'static',
+          addresses: [{ address: '10.100.0.2/24' }],
+          routes: [{ dst: '10.101.0.0/16', gw: '10.100.0.1' }],
+        },
       },
     ],
   ];
@@ -256,7 +300,9 @@ test('plugins: ptp with both families, macvlan, and a bridge with another MAC ad
 test('the hostâ€™s network is refused before anything is made', async () => {
   const made = () =>
     collectResidue({ root: containerd.kataRoot, wholeNamespaces: true })
-      .filter(({ kind, what }) => ['link', 'cgroup', 'netns'].includes(kind) || /qemu|virtiofsd|vhost-device/.test(what))
+      .filter(
+        ({ kind, what }) => ['link', 'cgroup', 'netns'].includes(kind) || /qemu|virtiofsd|vhost-device/.test(what),
+      )
       .map(({ what }) => what);
   const before = made();
   const { code, stderr } = await containerd.run('ctr', ['run', ...KATA, '--net-host', BUSYBOX, 'host', 'true']);

@@ -5,7 +5,7 @@ export { type CallOptions, Containerd, type ContainerdOptions, type Pod } from '
 export type { CritestOptions, SpecResult } from './critest.ts';
 export { keepsPassing } from './gate.ts';
 export { BUSYBOX, HTTPD, NGINX } from './images.ts';
-export { requirePiece, unpacked } from './pieces.ts';
 export { must } from './layout.ts';
+export { requirePiece, unpacked } from './pieces.ts';
 export { type ContainerOptions, HOST_NETWORK, type PodOptions } from './pods.ts';
 export { lostSpecs } from './results.ts';

@@ -222,9 +222,10 @@ test('a link keeps its card while it is down or has another MAC address; links o
 test('macvtap is for links that are there at the start and are not on another one themselves; none is nothing', () => {
   const links = [link(3, 'eth0'), link(4, 'net1', { kind: 'macvlan' })];
   const models = (present?: []) =>
-    planNetwork({ ...POD, links, routes: [] }, { model: 'macvtap', vhost: false, ...(present && { present }) }).cards.map(
-      ({ model, device }) => [model, device.inherited],
-    );
+    planNetwork(
+      { ...POD, links, routes: [] },
+      { model: 'macvtap', vhost: false, ...(present && { present }) },
+    ).cards.map(({ model, device }) => [model, device.inherited]);
   assert.deepEqual(models(), [
     ['macvtap', true],
     ['tcfilter', undefined],

@@ -1,14 +1,15 @@
+import type { Agent } from '../agent/index.ts';
 import { formatBytes, KataError } from '../base/index.ts';
+import type { Machine } from '../hypervisor/index.ts';
 import type { MachineSize } from '../model/index.ts';
 import { failpoint } from './failpoints.ts';
 import type { SandboxRecord } from './records.ts';
-import type { Links } from './sandbox.ts';
 
 const ONLINE_TIMEOUT_MS = 30_000;
 
 /** Adds to the machine what it lacks and lets the guest take it into use. Answers what it has then; idempotent. */
 export async function growMachine(
-  { machine, agent }: Links,
+  { machine, agent }: { machine: Machine | undefined; agent: Agent },
   has: Pick<SandboxRecord, 'vcpus' | 'memoryBytes' | 'machineType'>,
   wanted: MachineSize,
   signal: AbortSignal,

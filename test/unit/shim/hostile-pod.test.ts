@@ -190,7 +190,6 @@ const said = fc.record({
   env: strings(3),
   cwd: absolute,
   username: hostile,
-  cgroupsPath: fc.oneof(hostile, absolute),
   sysctl: fc.dictionary(hostile, hostile, { maxKeys: 2 }),
   masked: fc.array(absolute, { maxLength: 2 }),
   device: absolute,
@@ -218,7 +217,6 @@ function podOf(text: Said): Pod {
       mounts: [{ type: 'tmpfs', ...text.tmpfs }, ...mounts],
       linux: {
         ...(base.linux as object),
-        cgroupsPath: text.cgroupsPath,
         sysctl: text.sysctl,
         maskedPaths: text.masked,
         rootfsPropagation: text.propagation,
@@ -314,8 +312,8 @@ test('without a configuration every Kata annotation is refused, and the refused 
 
 /** Where an allowed annotation may make a difference, each with what may stand there. */
 const OPEN: readonly [option: string, pattern: RegExp][] = [
-  ['-smp', /^\d{1,3}$/],
-  ['-m', /^\d{3,7}M$/],
+  ['-smp', /^\d{1,3}(,maxcpus=\d{1,3},sockets=1,cores=\d{1,3},threads=1)?$/],
+  ['-m', /^\d{3,7}M(,slots=\d{1,3},maxmem=\d{3,8}M)?$/],
   ['-object', /^memory-backend-file,id=mem,size=\d+,mem-path=\/proc\/self\/fd\/10,share=on$/],
   ['-cpu', /^max,-erms(,[a-z0-9_.-]+=(on|off))*$/],
   ['-M', /^q35,[a-z0-9=,-]+,hpet=(on|off)$/],

@@ -40,7 +40,7 @@ for (const version of ['1.6', '2'] as const)
       await sh(second, 'echo back >/late/g');
       containerd.inDaemonsMounts('grep', '-qx', 'back', join(containerd.directory, 'volumes', 'late', 'g'));
       // Looked at there, too: it is a volume in memory, of that size.
-      const third = await runWith('third', '/memory', mountLate('kubernetes.io~empty-dir', '3m'));
+      const third = await runWith('third', '/memory', mountLate('kubernetes.io~empty-dir/memory', '3m'));
       assert.equal(await sh(third, "df -k /memory | awk 'END { print $2 }'; ls /memory"), '3072');
     });
 

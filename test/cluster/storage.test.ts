@@ -113,7 +113,6 @@ for (const version of ['1.6', '2'] as const)
         volume('/late', nested, { propagation: FROM_HOST }),
       ];
       const id = await containerd.runContainer(pod, { name: 'config', ...bare(mounts) });
-      server.close();
       assert.equal(await sh(id, 'cat /config/key /config/other /etc/sub.conf'), 'key old\nother old\nkey old');
       assert.equal(await sh(id, 'readlink /config/key; test -S /s && echo socket'), '..data/key\nsocket');
       fill('..2', 'new');
@@ -131,6 +130,7 @@ for (const version of ['1.6', '2'] as const)
       mountTmpfs(afterwards);
       writeFileSync(join(afterwards, 'f'), 'came later');
       await until(async () => (await sh(id, 'cat /late/afterwards/f || true')) === 'came later', 'the mount is seen');
+      server.close();
     });
 
     test('what is read-only stays so for a root that mounts again in the guest', async () => {

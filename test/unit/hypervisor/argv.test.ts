@@ -4,6 +4,7 @@ import fc from 'fast-check';
 import { KataError } from '../../../src/base/index.ts';
 import { qemu } from '../../../src/hypervisor/index.ts';
 import { hotDevice, qemuArgv, virtiofsdArgv, vsockDeviceArgv } from '../../../src/hypervisor/qemu/argv.ts';
+import { moduleSize } from '../../../src/hypervisor/qemu/grow.ts';
 import { coldAddress, hotAddress } from '../../../src/hypervisor/qemu/layout.ts';
 import { validateSpec } from '../../../src/hypervisor/validate.ts';
 import type { FsDevice, MachineSpec, NetDevice } from '../../../src/model/index.ts';
@@ -91,6 +92,25 @@ test('microvm under tcg tells the guest the counter’s frequency; memory that c
   assert.match(micro[micro.indexOf('-append') + 1] as string, / tsc_early_khz=2600000 /);
   const big = qemuArgv(machineSpec({ maxMemoryBytes: 2 ** 30 }));
   assert.equal(big[big.indexOf('-m') + 1], '256M,slots=16,maxmem=1024M');
+  assert.match(
+    big[big.indexOf('-append') + 1] as string,
+    / noapictimer noreplace-smp swiotlb=noforce memory_hotplug.memmap_on_memory=1 /,
+  );
+});
+
+test('modules of memory are whole blocks, at least a quarter of what is there, and within the bound', () => {
+  const MIB = 2 ** 20;
+  const size = (has: number, wanted: number, max: number, block = 128) =>
+    moduleSize(has * MIB, { memoryBytes: wanted * MIB, blockBytes: block * MIB }, max * MIB) / MIB;
+  assert.equal(size(256, 256, 1024), 0);
+  assert.equal(size(256, 257, 1024), 128);
+  assert.equal(size(2208, 2300, 24_000), 640);
+  assert.equal(size(2208, 4288, 24_000), 2176);
+  assert.equal(size(256, 1000, 1024), 768);
+  assert.equal(size(1000, 1001, 1128), 128);
+  assert.equal(size(4096, 4097, 16_384, 2048), 2048);
+  assert.throws(() => size(256, 1025, 1024), /1GiB of memory are needed, the machine has 256MiB and can have 1GiB/);
+  assert.throws(() => size(256, 300, 300), /can have 256MiB/);
 });
 
 const net: NetDevice = {

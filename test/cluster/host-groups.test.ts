@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
@@ -35,6 +35,9 @@ for (const only of [true, false])
     });
     after(async () => {
       assert.deepEqual(await containerd?.dispose(), []);
+      // Made for the test, as kubelet makes a pod's.
+      for (const path of ['cpu', 'memory', 'pids'].map((one) => join(CGROUPS, one, PARENT)))
+        if (existsSync(path)) rmdirSync(path);
       rmSync(home, { recursive: true });
     });
 

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { readdirSync, readFileSync } from 'node:fs';
+import { readdirSync, readFileSync, rmdirSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
 import { BUSYBOX, Containerd, type Pod } from '../support/cluster/index.ts';
 import { until } from '../support/env.ts';
@@ -21,7 +21,11 @@ for (const version of ['1.6', '2'] as const)
       pod = await containerd.runPod('kata', { name: 'sized', linux: { cgroup_parent: `/${PARENT}`, resources } });
       vmm = ((await containerd.inspect('pod', pod.id)) as { info: { pid: number } }).info.pid;
     });
-    after(async () => assert.deepEqual(await containerd?.dispose(), []));
+    after(async () => {
+      assert.deepEqual(await containerd?.dispose(), []);
+      // Made for the test, as kubelet makes a pod's.
+      for (const controller of ['cpu', 'memory', 'pids']) rmdirSync(`/sys/fs/cgroup/${controller}/${PARENT}`);
+    });
 
     const exec = (id: string, script: string): Promise<string> => containerd.crictl('exec', id, 'sh', '-c', script);
     const groups = (): string[] =>

@@ -108,7 +108,7 @@ test('links, addresses, routes, rules and neighbours made by hand are the guestâ
     -6 route add 2001:db8:1::/48 nexthop via fd90::1 dev eth0 nexthop via fd90::5 dev eth0
     -6 route add 2001:db8:2::/48 dev eth0 mtu 1350 pref high
     -6 route add 2001:db8:3::/48 dev eth0
-    -6 route add 2001:db8:3::/48 dev net1 metric 1024
+    -6 route append 2001:db8:3::/48 dev net1
     -6 route add blackhole 2001:db8:4::/48
     -6 route add default via fd90::1 dev eth0 table 100
     rule add from 10.91.0.2 table 100 priority 50

@@ -30,8 +30,13 @@ describe('a pod of the sandbox service', () => {
       linux: { resources: { memory_limit_in_bytes: 268_435_456 } },
     });
     assert.equal(await stateOf(pod.id), 'SANDBOX_READY');
-    first = await containerd.runContainer(pod, { name: 'first', image: BUSYBOX, command: ['sleep', '1000'] });
-    const second = await containerd.runContainer(pod, { name: 'second', image: BUSYBOX, command: ['sleep', '1000'] });
+    const half = {
+      image: BUSYBOX,
+      command: ['sleep', '1000'],
+      linux: { resources: { memory_limit_in_bytes: 134_217_728 } },
+    };
+    first = await containerd.runContainer(pod, { name: 'first', ...half });
+    const second = await containerd.runContainer(pod, { name: 'second', ...half });
     assert.equal(sandboxes().length, 1);
     const seen = await containerd.crictl(
       ...['exec', '--sync', first, 'sh', '-c'],

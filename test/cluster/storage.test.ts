@@ -27,7 +27,7 @@ for (const version of ['1.6', '2'] as const)
       pod = await containerd.runPod('kata', { name: 'p', hostname: 'podname', dns_config, linux: PRIVILEGED });
     });
     after(async () => {
-      for (const path of mounted.toReversed()) must('umount', path);
+      for (const path of mounted.toReversed()) must('umount', '--lazy', path);
       assert.deepEqual(await containerd?.dispose(), []);
     });
 
@@ -87,7 +87,7 @@ for (const version of ['1.6', '2'] as const)
       assert.equal(await sh(other, 'cat /dev/shm/f'), 'seen');
     });
 
-    test('a ConfigMap changes at once and as a whole; subPaths, files, sockets and mounts below volumes are there', async () => {
+    test('a ConfigMap changes at once and as a whole; subPaths, files, sockets and mounts below volumes are there', async (t) => {
       const config = directory('config');
       const fill = (name: string, content: string) => {
         mkdirSync(join(config, name));
@@ -105,6 +105,7 @@ for (const version of ['1.6', '2'] as const)
       mounted.push(subPath);
       const socket = join(volumes, 's');
       const server = createServer().listen(socket);
+      t.after(() => server.close());
       const mounts = [
         volume('/config', config, ro),
         volume('/etc/sub.conf', subPath, ro),
@@ -130,7 +131,6 @@ for (const version of ['1.6', '2'] as const)
       mountTmpfs(afterwards);
       writeFileSync(join(afterwards, 'f'), 'came later');
       await until(async () => (await sh(id, 'cat /late/afterwards/f || true')) === 'came later', 'the mount is seen');
-      server.close();
     });
 
     test('what is read-only stays so for a root that mounts again in the guest', async () => {

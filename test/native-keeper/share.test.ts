@@ -56,6 +56,18 @@ test('host paths appear in the keeper’s namespace only, read-only where asked,
   assert.equal(readFileSync(join(source, 'file'), 'utf8'), 'contentmore');
 });
 
+test('sockets and FIFOs are shared without being opened', async () => {
+  await using sandbox = await Sandbox.start();
+  const fifo = join(sandbox.dir, 'fifo');
+  execFileSync('mkfifo', [fifo]);
+  for (const [id, source] of [
+    ['fifo', fifo],
+    ['socket', join(sandbox.dir, 'k.sock')],
+  ] as const)
+    assert.equal((await share(sandbox, id, { host_path: { source } })).is_directory, false);
+  assert.equal(inside(sandbox, 'test -p fifo && test -S socket').status, 0);
+});
+
 test('a helper in a slave namespace sees what is shared later', async () => {
   await using sandbox = await Sandbox.start();
   const seen = join(sandbox.dir, 'shared/late/file');

@@ -35,7 +35,7 @@ pub fn add(disk: &HostDisk, disks: &Path, target: &Path, host_mounts: BorrowedFd
 }
 
 fn open(path: &Path) -> io::Result<Source> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
+    let file = sys::open_path(path, 0)?;
     let metadata = file.metadata()?;
     match metadata.file_type() {
         kind if kind.is_block_device() => {

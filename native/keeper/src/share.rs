@@ -134,7 +134,7 @@ fn share_host_path(host_path: &HostPath, target: &Path, host_mounts: BorrowedFd)
     }
     // Everything below goes by descriptors: what the path names later does not matter.
     let opened = sys::in_mount_namespace(host_mounts, || -> io::Result<_> {
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(source)?;
+        let file = sys::open_path(Path::new(source), 0)?;
         let tree = sys::clone_tree(file.as_fd())?;
         Ok((file.metadata()?, tree))
     });
@@ -185,7 +185,7 @@ fn mount_rootfs(mount: &RootfsMount, target: &Path, host_mounts: BorrowedFd) -> 
     let (flags, data, is_loop) = mount_options(&mount.options);
     let source = Path::new(&mount.source);
     let open_tree = |path: &Path| {
-        let place = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
+        let place = sys::open_path(path, 0)?;
         sys::clone_tree(place.as_fd())
     };
     let tree = sys::in_mount_namespace(host_mounts, || -> io::Result<OwnedFd> {
@@ -254,10 +254,7 @@ fn stack(layered: &LayeredRootfs, staging: &Path, target: &Path) -> io::Result<(
         // Topmost first for overlayfs. Relative names: 128 absolute ones are longer than mount(2)'s page of options.
         lower = if number == 0 { number.to_string() } else { format!("{number}:{lower}") };
     }
-    let open_dir = |path: &str| {
-        let flags = libc::O_PATH | libc::O_DIRECTORY;
-        OpenOptions::new().read(true).custom_flags(flags).open(path)
-    };
+    let open_dir = |path: &str| sys::open_path(Path::new(path), libc::O_DIRECTORY);
     let mut options = format!("lowerdir={lower}");
     // By descriptor: a path may hold the characters that separate options.
     let writable = match layered.upper_dir.is_empty() {

@@ -224,6 +224,13 @@ pub fn unmount(target: &Path, flags: i32) -> io::Result<()> {
     check(unsafe { libc::umount2(target.as_ptr(), flags | libc::UMOUNT_NOFOLLOW) } as libc::c_long).map(drop)
 }
 
+/// What the path names, without opening it: a socket or a FIFO will do, and nothing waits (open(2), O_PATH). std's OpenOptions
+/// drop that flag with musl, which counts it to the access modes.
+pub fn open_path(path: &Path, flags: i32) -> io::Result<std::fs::File> {
+    let path = c_path(path)?;
+    owned(unsafe { libc::open(path.as_ptr(), libc::O_PATH | libc::O_CLOEXEC | flags) }.into()).map(Into::into)
+}
+
 /// A detached copy of the mount tree at `path` with everything below it (open_tree(2), OPEN_TREE_CLONE).
 pub fn clone_tree(at: BorrowedFd) -> io::Result<OwnedFd> {
     let flags =

@@ -40,6 +40,8 @@ if [ "${1-}" = --inside ]; then
   fi
   mount -t tmpfs -o mode=0755 none /run
   mkdir -p /run/lock /run/netns /var/lib/cni
+  # ip-netns(8) would make it a mount at its first use, and leave it.
+  mount --bind /run/netns /run/netns
   mount -t tmpfs -o mode=0755 none /var/lib/cni
   # No name server answers here, and looking for one would take time.
   echo 'nameserver 127.0.0.1' >/run/resolv.conf

@@ -35,7 +35,11 @@ export async function ip(commands: string, namespace?: string): Promise<void> {
 
 /** The system's own programs in a container: read-only, and run by the system's loader. */
 export const TOOLS = ['--mount', 'type=bind,src=/usr,dst=/host/usr,options=rbind:ro'];
-const LOADER = ['/host/usr/lib64/ld-linux-x86-64.so.2', '--library-path', '/host/usr/lib/x86_64-linux-gnu'];
+const LOADER = [
+  '/host/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2',
+  '--library-path',
+  '/host/usr/lib/x86_64-linux-gnu',
+];
 
 const hostAsk =
   (namespace: string): Ask =>
@@ -46,7 +50,7 @@ const guestAsk =
   (containerd: Containerd, id: string): Ask =>
   (...args) => {
     asked += 1;
-    const batch = [...LOADER, '/host/usr/sbin/ip', ...args];
+    const batch = [...LOADER, '/host/usr/bin/ip', ...args];
     return containerd.ctr('task', 'exec', '--exec-id', `ask-${asked}`, id, ...batch);
   };
 
@@ -76,7 +80,10 @@ async function view(ask: Ask): Promise<NetworkView> {
       const dev = ['unreachable', 'blackhole', 'prohibit', 'throw'].includes(String(route.type)) ? null : route.dev;
       routes.push(`${family} ${pick(route, ...names)} ${dev} ${JSON.stringify(route.metrics ?? [])} ${onlink} ${hops}`);
     }
-    for (const rule of await list(ask, family, 'rule', 'show')) rules.push(`${family} ${JSON.stringify(rule)}`);
+    // The container has no /etc/protocols.
+    const numbered = (rule: Json): Json => (rule.ipproto === 'tcp' ? { ...rule, ipproto: 'ipproto-6' } : rule);
+    for (const rule of await list(ask, family, 'rule', 'show'))
+      rules.push(`${family} ${JSON.stringify(numbered(rule))}`);
   }
   const neighbours = (await list(ask, 'neighbour', 'show', 'nud', 'permanent')).filter((one) => !isOurs(one));
   return {

@@ -314,7 +314,8 @@ export class KeeperClient {
           rpc.NextCallsRequest,
           rpc.NextCallsResponse,
           { wait_ms: POLL_MS },
-          { signal, timeoutMs: POLL_MS + POLL_GRACE_MS },
+          // No bound: an answer that is given up takes its calls along. A keeper that is stuck is noticed by `entries`.
+          { signal, timeoutMs: 0 },
         );
       } catch (error) {
         if (signal?.aborted) return;

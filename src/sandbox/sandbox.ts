@@ -337,7 +337,10 @@ export class Sandbox {
       const again = await this.services.host.connectKeeper(this.runDir).catch(() => undefined);
       if (again === undefined) continue;
       links.machineHost.reconnect(again.keeper);
-      this.connect({ ...links, ...again });
+      // Calls that the keeper gave to the old connection are given again only when that is gone.
+      links.keeper.close();
+      // The machine may have come after that connection.
+      this.connect({ ...(this.#links ?? links), ...again });
       return;
     }
     this.#disconnect();

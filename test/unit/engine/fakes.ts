@@ -44,6 +44,9 @@ export class FakeKeeper {
   readonly #operations = new Set<string>();
   acknowledged = 0;
   alive = true;
+  /** Whether each connection was closed by its engine. */
+  readonly connections: { is: boolean }[] = [];
+  #late = false;
   /** Calls on the task socket that nobody has answered, and all answers. */
   networkReads = 0;
   readonly calls = new Map<number, DoorCall>();
@@ -116,6 +119,12 @@ export class FakeKeeper {
     this.#wakeAll();
   }
 
+  /** Its engine gives the journal's poll up. */
+  answersLate(): void {
+    this.#late = true;
+    this.#wakeAll();
+  }
+
   #wakeAll(): void {
     for (const wake of this.#waiting) wake();
     this.#waiting.clear();
@@ -144,6 +153,7 @@ export class FakeKeeper {
   /** One engine's connection. */
   connect(closed: { is: boolean }): Keeper {
     const self = this;
+    this.connections.push(closed);
     const check = () => {
       if (!self.alive || closed.is) throw new KataError('KEEPER_UNAVAILABLE', 'connection closed');
     };
@@ -223,6 +233,10 @@ export class FakeKeeper {
         for (;;) {
           if (signal?.aborted) return;
           check();
+          if (self.#late) {
+            self.#late = false;
+            throw new KataError('DEADLINE_EXCEEDED', 'no answer in time');
+          }
           const next = self.entries[after];
           if (next === undefined) {
             await self.#woken(signal);
@@ -386,6 +400,8 @@ export class World {
   /** Names of steps after whose effect the engine never goes on: it was killed there. */
   readonly hanging = new Set<string>();
   boot = 'boot-1';
+  /** As the real clean-up does where a keeper lives. */
+  refusesCleanup = false;
   /** What the host has. */
   vsock: VsockMode = 'hybrid';
   /** VOLUME of the image. */
@@ -490,7 +506,10 @@ export class World {
         this.#connections.push(connection);
         return { keeper: this.#steps(keeper.connect(connection)), agent: this.#steps(keeper.agent(connection)) };
       },
-      cleanup: async (_path, runDir) => this.keepers.get(runDir)?.die(),
+      cleanup: async (_path, runDir) => {
+        if (this.refusesCleanup) throw new KataError('CONFLICT', 'a keeper serves it');
+        this.keepers.get(runDir)?.die();
+      },
       createCgroup: async (uid, _limits, group) => {
         this.#step('createCgroup');
         this.cgroups.add(`/cg/${group?.path ?? `kata-ts/${uid}`}`);

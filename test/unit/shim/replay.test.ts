@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { mkdirSync, readdirSync, rmSync, symlinkSync, utimesSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, utimesSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
 import { until } from '../../support/env.ts';
@@ -183,4 +183,40 @@ test('a door is opened once, and only where there is one', async () => {
   await assert.rejects(async () => world.doors.open('../x'), { code: 'INVALID_ARGUMENT' });
   rmSync(join(world.runDir, 'door.json'));
   assert.equal(world.doors.owns(world.uid), false);
+});
+
+test('a keeper that answered late is connected to anew: the old connection goes, the machine stays', async () => {
+  await world.runs();
+  world.keeper.answersLate();
+  await until(() => world.keeper.connections.length === 2, 'it is connected again');
+  await until(() => world.keeper.connections[0]?.is === true, 'the first connection is closed');
+  assert.notEqual(world.running.sandboxes.get(world.uid)?.links.machine, undefined);
+  assert.deepEqual(world.keeper.connections.at(-1), { is: false });
+  await world.call('Kill', { id: 'pod', signal: 9 });
+  await ends();
+});
+
+test('members of a state file that a newer engine wrote are passed over', async () => {
+  await world.runs();
+  for (const name of ['sandbox.json', 'tasks.json', 'door.json']) {
+    const path = join(world.runDir, name);
+    writeFileSync(path, JSON.stringify({ ...JSON.parse(readFileSync(path, 'utf8')), later: { of: ['a newer one'] } }));
+  }
+  await world.boots();
+  await world.call('Kill', { id: 'pod', signal: 9 });
+  await ends();
+});
+
+test('a sandbox whose state this engine cannot read is left running', async () => {
+  await world.runs();
+  const path = join(world.runDir, 'sandbox.json');
+  const text = readFileSync(path, 'utf8');
+  writeFileSync(path, text.replace('"q35"', '"a-later-one"'));
+  world.refusesCleanup = true;
+  await world.boots();
+  assert.ok(world.keeper.alive && world.logs.some((line) => line.includes(path)));
+  writeFileSync(path, text);
+  await world.boots();
+  await world.call('Kill', { id: 'pod', signal: 9 });
+  await ends();
 });

@@ -44,7 +44,8 @@ export interface Pod {
 
 type Program = 'ctr' | 'crictl' | 'critest';
 export interface CallOptions {
-  stdin?: string | 'ignore';
+  /** `pipe`: the caller writes it. */
+  stdin?: string | 'ignore' | 'pipe';
   timeoutMs?: number;
 }
 
@@ -165,7 +166,7 @@ export class Containerd {
       stdio: [options.stdin === undefined || options.stdin === 'ignore' ? 'ignore' : 'pipe', 'pipe', 'pipe'],
     });
     child.stdin?.on('error', () => {});
-    if (options.stdin !== undefined) child.stdin?.end(options.stdin);
+    if (options.stdin !== undefined && options.stdin !== 'pipe') child.stdin?.end(options.stdin);
     return child;
   }
 

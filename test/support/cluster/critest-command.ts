@@ -4,7 +4,7 @@ import { REPO } from '../env.ts';
 import type { ContainerdVersion } from './config.ts';
 import { Containerd } from './containerd.ts';
 import { unpacked } from './pieces.ts';
-import { type CritestRun, lostSpecs, newestRun, writeRun } from './results.ts';
+import { type CritestRun, commit, lostSpecs, newestRun, writeRun } from './results.ts';
 
 // test/cluster/critest: whole runs of critest, kept in test/cluster/results, and what a handler loses against runc.
 
@@ -21,11 +21,6 @@ const { values } = parseArgs({
 const say = (text: string): boolean => process.stdout.write(`${text}\n`);
 const output = (command: string, ...args: string[]): string =>
   spawnSync(command, args, { cwd: REPO, encoding: 'utf8' }).stdout.trim();
-
-function commit(): string {
-  const isChanged = output('git', 'status', '--porcelain', '--untracked-files=no') !== '';
-  return output('git', 'rev-parse', 'HEAD') + (isChanged ? ' and changes' : '');
-}
 
 /** The sources that run are those of the beginning. */
 const COMMIT = commit();

@@ -9,3 +9,4 @@ export { must } from './layout.ts';
 export { requirePiece, unpacked } from './pieces.ts';
 export { type ContainerOptions, HOST_NETWORK, type PodOptions } from './pods.ts';
 export { lostSpecs } from './results.ts';
+export { Soak, type SoakPart } from './soak.ts';

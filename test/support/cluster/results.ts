@@ -1,5 +1,8 @@
+import { spawnSync } from 'node:child_process';
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { availableParallelism, loadavg } from 'node:os';
 import { join } from 'node:path';
+import { REPO } from '../env.ts';
 import type { ContainerdVersion } from './config.ts';
 import type { SpecResult } from './critest.ts';
 import { SOURCES } from './pieces.ts';
@@ -20,6 +23,30 @@ export interface CritestRun {
 }
 
 const DIRECTORY = join(SOURCES, 'results');
+
+const output = (command: string, ...args: string[]): string =>
+  spawnSync(command, args, { cwd: REPO, encoding: 'utf8' }).stdout.trim();
+
+/** The commit under test, and whether files differ from it. */
+export function commit(): string {
+  const isChanged = output('git', 'status', '--porcelain', '--untracked-files=no') !== '';
+  return output('git', 'rev-parse', 'HEAD') + (isChanged ? ' and changes' : '');
+}
+
+/** What every raw result says of itself. */
+export const about = (): { date: string; commit: string; processors: number; load: number[] } => ({
+  date: new Date().toISOString(),
+  commit: commit(),
+  processors: availableParallelism(),
+  load: loadavg(),
+});
+
+/** Keeps a raw result under the name and its date; answers the path. */
+export function keep(name: string, result: { date: string; [name: string]: unknown }): string {
+  const path = join(DIRECTORY, `${name}-${result.date.slice(0, 10)}.json`);
+  writeFileSync(path, `${JSON.stringify(result, undefined, 2)}\n`);
+  return path;
+}
 
 /** Answers the path. One line per spec, so that runs can be compared line by line. */
 export function writeRun(version: ContainerdVersion, run: CritestRun): string {

@@ -58,6 +58,8 @@ for (const name of FAILPOINTS.filter(
       assert.match((await containerd.run('ctr', ['task', 'rm', 'task'])).stderr, /non-zero exit code 137/);
     }
     await containerd.run('ctr', ['container', 'rm', 'task']);
+    // Keeper and engine are gone then, perhaps after containerd's last word: the directory is the next engine's to remove.
+    if (name === 'end.machine-stopped') await containerd.kata('ps', '-q');
     await until(() => readdirSync(join(containerd.kataRoot, 'run', 's')).length === 0, 'nothing is left');
     assert.equal(aliveSince(engine.pid), undefined, `${name} was reached`);
   });

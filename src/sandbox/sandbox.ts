@@ -1,4 +1,5 @@
-// Longer than other files: one class, whose parts that stand alone (launch, adopt, explain, ending, journal) are in files of their own.
+// Longer than other files: only the methods of this one class may change a sandbox's record and connection; what stands alone (launch, adopt,
+// explain, ending, journal) is in files of its own.
 
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
@@ -46,8 +47,7 @@ export interface Links {
 
 /**
  * One virtual machine and the containers in it. Everything that must be known to adopt or to clean it is in sandbox.json before it is
- * done. `end` serves the failed start, the normal stop and the clean-up after a crash alike. It is a long file because only these methods
- * may change the record and the connection.
+ * done. `end` serves the failed start, the normal stop and the clean-up after a crash alike.
  */
 export class Sandbox {
   readonly uid: string;

@@ -15,7 +15,7 @@ import {
   snapshotRootfs,
 } from '../storage/index.ts';
 import type { Bundle } from './bundle.ts';
-import { type BundleSpec, defined, definedSeccomp } from './runtime-spec.ts';
+import { type BundleSpec, defined, definedSeccomp, present } from './runtime-spec.ts';
 
 /** One task as its sandbox creates it: plain data. The spec is the guest's: guest paths, the guest's namespaces and devices. */
 export interface TaskPlan {
@@ -144,9 +144,6 @@ const withoutSeccomp = (spec: BundleSpec): BundleSpec => ({ ...spec, linux: { ..
 /** A quota of -1 is "none", as its absence is. */
 const positive = (value: number | undefined): number | undefined =>
   value !== undefined && value > 0 ? value : undefined;
-
-const present = (values: Record<string, number | undefined>): Record<string, number> =>
-  Object.fromEntries(Object.entries(values).flatMap(([name, value]) => (value === undefined ? [] : [[name, value]])));
 
 /**
  * The pod's network is the machine's, ipc and uts are its sandbox's. A pid namespace with a path is another container's: in the guest

@@ -188,6 +188,10 @@ export function defined(process: BundleSpec['process']): Process {
   };
 }
 
+/** Without what is undefined. */
+export const present = (values: Record<string, number | undefined>): Record<string, number> =>
+  Object.fromEntries(Object.entries(values).flatMap(([name, value]) => (value === undefined ? [] : [[name, value]])));
+
 export function definedSeccomp(
   seccomp: NonNullable<BundleSpec['linux']['seccomp']>,
 ): NonNullable<Spec['linux']['seccomp']> {

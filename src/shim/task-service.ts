@@ -7,7 +7,7 @@ import { deleteProcess } from './delete.ts';
 import type { Door } from './door.ts';
 import { fit } from './fit.ts';
 import { type CallContext, type Method, method } from './method.ts';
-import { parseProcess, parseResources } from './runtime-spec.ts';
+import { parseProcess, parseResources, present } from './runtime-spec.ts';
 import { updatedLimits } from './size.ts';
 import { startProcess } from './start.ts';
 import { exitOf, isLive, nextState, type ProcessState } from './states.ts';
@@ -211,7 +211,7 @@ async function update(door: Door, { id, resources }: rpc.UpdateTaskRequest): Pro
   await fit(door, { id, limits });
   await door.sandbox.links.agent.updateContainer(
     id,
-    defined({
+    present({
       cpuShares: cpu?.shares,
       cpuQuotaUs: cpu?.quota,
       cpuPeriodUs: cpu?.period,
@@ -224,6 +224,3 @@ async function update(door: Door, { id, resources }: rpc.UpdateTaskRequest): Pro
   if (before !== undefined) door.tasks.setLimits(id, limits);
   return {};
 }
-
-const defined = (values: Record<string, number | undefined>): Record<string, number> =>
-  Object.fromEntries(Object.entries(values).flatMap(([name, value]) => (value === undefined ? [] : [[name, value]])));

@@ -73,7 +73,7 @@ for (const only of [true, false])
 
     test('the groups go when the keeper is killed', async () => {
       const pod = await containerd.runPod('kata', { name: 'killed', linux: SMALL });
-      const [uid = ''] = readdirSync(join(containerd.kataRoot, 'run', 's'));
+      const [uid = ''] = containerd.sandboxes();
       const { keeper } = JSON.parse(text(join(containerd.kataRoot, 'run', 's', uid, 'sandbox.json')));
       process.kill(keeper.pid, 'SIGKILL');
       await noGroups();

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
@@ -133,6 +133,6 @@ for (const version of ['1.6', '2'] as const)
       assert.doesNotMatch(log, /does not reach the guest/);
       await containerd.ctr('task', 'rm', '-f', late);
       await containerd.ctr('container', 'rm', late);
-      await until(() => readdirSync(join(containerd.kataRoot, 'run/s')).length === 0, 'the sandbox is gone');
+      await until(() => containerd.sandboxes().length === 0, 'the sandbox is gone');
     });
   });

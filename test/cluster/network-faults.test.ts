@@ -34,8 +34,7 @@ const RUN = [
   'network:/run/netns/own',
   BUSYBOX,
 ];
-const sandboxes = (): string[] => readdirSync(join(containerd.kataRoot, 'run/s'));
-const gone = (): Promise<void> => until(() => sandboxes().length === 0, 'the sandbox is gone');
+const gone = (): Promise<void> => until(() => containerd.sandboxes().length === 0, 'the sandbox is gone');
 async function engine(): Promise<number> {
   // Starts it when the last one died with nothing left to take over.
   await containerd.kata('ps', '-q');
@@ -48,7 +47,7 @@ async function remove(id: string): Promise<void> {
   await gone();
 }
 function keeperPid(): number {
-  const [uid = ''] = sandboxes();
+  const [uid = ''] = containerd.sandboxes();
   const pid = readdirSync('/proc').find((name) => {
     if (!/^\d+$/.test(name) || !existsSync(`/proc/${name}/cmdline`)) return false;
     const command = readFileSync(`/proc/${name}/cmdline`, 'utf8').split('\0');

@@ -2,7 +2,6 @@ import assert from 'node:assert/strict';
 import { createHash, randomBytes } from 'node:crypto';
 import { createSocket } from 'node:dgram';
 import { once } from 'node:events';
-import { readdirSync } from 'node:fs';
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -44,7 +43,7 @@ const sh = (id: string, script: string): Promise<string> => exec(id, 'sh', '-c',
 async function remove(id: string): Promise<void> {
   await containerd.ctr('task', 'rm', '-f', id);
   await containerd.ctr('container', 'rm', id);
-  await until(() => readdirSync(join(containerd.kataRoot, 'run/s')).length === 0, 'the sandbox is gone');
+  await until(() => containerd.sandboxes().length === 0, 'the sandbox is gone');
 }
 const same = async (namespace: string, id: string): Promise<void> =>
   assert.deepEqual(await viewOfGuest(containerd, id), await viewOfNamespace(namespace));
@@ -310,5 +309,5 @@ test('the host’s network is refused before anything is made', async () => {
   assert.match(stderr, /hostNetwork/);
   assert.deepEqual(made(), before);
   await containerd.run('ctr', ['container', 'rm', 'host']);
-  await until(() => readdirSync(join(containerd.kataRoot, 'run/s')).length === 0, 'the sandbox is gone');
+  await until(() => containerd.sandboxes().length === 0, 'the sandbox is gone');
 });

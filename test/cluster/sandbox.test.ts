@@ -1,6 +1,4 @@
 import assert from 'node:assert/strict';
-import { readdirSync } from 'node:fs';
-import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { BUSYBOX, Containerd, HOST_NETWORK, type Pod } from '../support/cluster/index.ts';
 import { aliveSince, kill9, until } from '../support/env.ts';
@@ -17,7 +15,6 @@ describe('a pod of the sandbox service', () => {
   });
   after(async () => assert.deepEqual(await containerd?.dispose(), []));
 
-  const sandboxes = (): string[] => readdirSync(join(containerd.kataRoot, 'run', 's'));
   const stateOf = async (id: string): Promise<string> => {
     const { status } = (await containerd.inspect('pod', id)) as { status: { state: string } };
     return status.state;
@@ -37,7 +34,7 @@ describe('a pod of the sandbox service', () => {
     };
     first = await containerd.runContainer(pod, { name: 'first', ...half });
     const second = await containerd.runContainer(pod, { name: 'second', ...half });
-    assert.equal(sandboxes().length, 1);
+    assert.equal(containerd.sandboxes().length, 1);
     const seen = await containerd.crictl(
       ...['exec', '--sync', first, 'sh', '-c'],
       'hostname; cat /etc/hostname /etc/resolv.conf; grep -c localhost /etc/hosts; echo here > /dev/shm/file; ip addr show eth0',
@@ -94,7 +91,7 @@ describe('a pod of the sandbox service', () => {
     assert.equal(await stateOf(pod.id), 'SANDBOX_NOTREADY');
     assert.equal(aliveSince(info.pid), undefined);
     await containerd.crictl('rmp', pod.id);
-    await until(() => sandboxes().length === 0, 'nothing is left');
+    await until(() => containerd.sandboxes().length === 0, 'nothing is left');
   });
 
   test('a machine that dies makes its pod not ready', async () => {
@@ -103,7 +100,7 @@ describe('a pod of the sandbox service', () => {
     process.kill(info.pid, 'SIGKILL');
     await until(async () => (await stateOf(dying.id)) === 'SANDBOX_NOTREADY', 'the pod is not ready');
     await containerd.crictl('rmp', '--force', dying.id);
-    await until(() => sandboxes().length === 0, 'nothing is left');
+    await until(() => containerd.sandboxes().length === 0, 'nothing is left');
   });
 
   test('the host’s namespaces are refused, and nothing is left', async () => {
@@ -111,6 +108,6 @@ describe('a pod of the sandbox service', () => {
       containerd.runPod('kata-sandbox', { name: 'host', linux: HOST_NETWORK }),
       /network namespace cannot be used/,
     );
-    await until(() => sandboxes().length === 0, 'nothing is left');
+    await until(() => containerd.sandboxes().length === 0, 'nothing is left');
   });
 });

@@ -31,10 +31,9 @@ for (const version of ['1.6', '2'] as const)
       new RegExp(`^${id} +\\d+ +(\\S+)`, 'm').exec(await containerd.ctr('task', 'ls'))?.[1] ?? 'none';
     const isStopped = (id: string): Promise<void> =>
       until(async () => (await statusOf(id)) === 'STOPPED', `${id} is stopped`);
-    const sandboxes = (): string[] => readdirSync(join(containerd.kataRoot, 'run', 's'));
     const keys = (): string[] => readdirSync(join(containerd.kataRoot, 'run', 'k'));
     const nothingLeft = (): Promise<void> =>
-      until(() => sandboxes().length + keys().length === 0, 'no sandbox is left');
+      until(() => containerd.sandboxes().length + keys().length === 0, 'no sandbox is left');
 
     test('a container runs under its own kernel, and its exit code arrives', async () => {
       const host = readFileSync('/proc/sys/kernel/osrelease', 'utf8').trim();
@@ -103,7 +102,7 @@ for (const version of ['1.6', '2'] as const)
       await containerd.ctr('run', ...KATA, '-d', ...annotated('sandbox'), BUSYBOX, 'pod', 'sleep', '1000');
       for (const id of ['one', 'two'])
         await containerd.ctr('run', ...KATA, '-d', ...annotated('container'), BUSYBOX, id, 'sleep', '1000');
-      assert.equal(sandboxes().length, 1);
+      assert.equal(containerd.sandboxes().length, 1);
       const pids = [...(await containerd.ctr('task', 'ls')).matchAll(/^\S+ +(\d+) +RUNNING/gm)].map(
         (match) => match[1],
       );

@@ -1,12 +1,12 @@
 //! A macvtap (macvtap of ip-link(8)) in place of a tap and a redirection: its kernel device takes everything that arrives at the link.
 use crate::sys;
+use kata_protocol::netlink::state::IFINFO_BYTES;
 use kata_protocol::netlink::{push_attribute, Netlink, Request};
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
-const IFINFO_BYTES: usize = 16;
 const IFLA_MACVLAN_MODE: u16 = 1;
 /// One for the whole link: every frame is the guest's, and the link's hardware address is the macvtap's.
 const MACVLAN_MODE_PASSTHRU: u32 = 8;
@@ -55,22 +55,16 @@ pub fn open(name: &str, index: u32) -> io::Result<OwnedFd> {
 
 /// A file system of this kind that is attached nowhere (fsopen(2)).
 fn mount(kind: &CStr) -> io::Result<OwnedFd> {
-    let owned = |result: libc::c_long| {
-        // SAFETY: the kernel just returned this descriptor and nobody else knows its number.
-        sys::check(result).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
-    };
     let null = std::ptr::null::<libc::c_char>();
-    let context = owned(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) })?;
+    let context = sys::owned(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) })?;
     sys::check(unsafe {
         libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), FSCONFIG_CMD_CREATE, null, null, 0 as libc::c_int)
     })?;
-    owned(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, 0 as libc::c_uint) })
+    sys::owned(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, 0 as libc::c_uint) })
 }
 
 fn beneath(directory: &OwnedFd, path: &str, flags: libc::c_int) -> io::Result<File> {
     let path = sys::c_path(path.as_ref())?;
     let fd = unsafe { libc::openat(directory.as_raw_fd(), path.as_ptr(), flags | libc::O_CLOEXEC) };
-    sys::check(fd as libc::c_long)?;
-    // SAFETY: the kernel just returned this descriptor and nobody else knows its number.
-    Ok(unsafe { File::from_raw_fd(fd) })
+    sys::owned(fd as libc::c_long).map(File::from)
 }

@@ -6,6 +6,7 @@ use crate::sys;
 use crate::tc;
 use kata_protocol::envelope::Status;
 use kata_protocol::keeper::{AttachTapRequest, ReadNetworkRequest, ReadNetworkResponse};
+use kata_protocol::netlink::state::IFINFO_BYTES;
 use kata_protocol::netlink::{self, state, Netlink, Request};
 use kata_protocol::ttrpc::{status, Code};
 use std::cell::RefCell;
@@ -25,7 +26,6 @@ const MAX_POLL: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_millis(5);
 /// Our taps, in a namespace that a dead keeper left.
 const TAP_ENDS: (&str, &str) = ("tap", "_kata");
-const IFINFO_BYTES: usize = 16;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Model {

@@ -21,7 +21,8 @@ pub fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
-fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+/// The descriptor that a system call has just returned.
+pub fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     // SAFETY: the kernel just returned this descriptor and nobody else knows its number.
     check(result).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }

@@ -204,6 +204,11 @@ export class Containerd {
     return join(this.directory, 'kata');
   }
 
+  /** Uids of the sandboxes that there are; throws where no engine ever ran. */
+  sandboxes(): string[] {
+    return readdirSync(join(this.kataRoot, 'run/s'));
+  }
+
   /** Runs the project's command line on that engine; throws unless it exits 0. Answers its trimmed stdout. */
   async kata(...args: string[]): Promise<string> {
     const env = { PATH: SYSTEM_PATH, HOME: this.directory, KATA_ROOT: this.kataRoot, KATA_ASSETS: ASSETS };
@@ -218,9 +223,7 @@ export class Containerd {
 
   async #endEngine(): Promise<void> {
     // Sandboxes end after their removal is answered; one that does not is told as residue.
-    const sandboxes = join(this.kataRoot, 'run/s');
-    const isOver = () => !existsSync(sandboxes) || readdirSync(sandboxes).length === 0;
-    await until(isOver, 'no sandbox is left').catch(() => {});
+    await until(() => this.sandboxes().length === 0, 'no sandbox is left').catch(() => {});
     const { engine } = JSON.parse(await this.kata('version', '--json')) as { engine?: { pid: number } };
     if (engine === undefined) return;
     process.kill(engine.pid, 'SIGTERM');

@@ -3,14 +3,13 @@ use super::address::{bits, family, format_mac, from_octets, octets, parse_ip, pa
 use crate::agent::Agent;
 use crate::device::DeviceRoots;
 use crate::failure::{invalid, not_found, Context, Result};
-use kata_protocol::netlink::state::IFLA_PERM_ADDRESS;
+use kata_protocol::netlink::state::{IFINFO_BYTES, IFLA_PERM_ADDRESS};
 use kata_protocol::netlink::{attributes, u32_at, Netlink, Request};
 use kata_protocol::types::{Interface, IpAddress, IpFamily};
 use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
-const IFINFO_BYTES: usize = 16;
 const IFADDR_BYTES: usize = 8;
 /// IFNAMSIZ with its NUL.
 const MAX_NAME_BYTES: usize = 15;

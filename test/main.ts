@@ -1,7 +1,7 @@
 import { spawnSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
-import { type Counts, cargoTests, countMismatch, nodeTests, type Outcome, run } from './support/runner.ts';
+import { add, cargoTests, countMismatch, nodeTests, noOutcome, type Outcome, run } from './support/runner.ts';
 
 // Runs the suites, two lanes side by side: what computes, and what boots virtual machines; whichever is done first goes on with
 // the files of the cluster's suites, whose tools compile from the start. Ends with one line that counts.
@@ -37,7 +37,8 @@ async function installTestPackages(): Promise<boolean> {
     (name) => !spawnSync('dpkg-query', ['-s', name]).stdout?.toString().includes('Status: install ok installed'),
   );
   if (missing.length === 0) return true;
-  const apt = (...args: string[]) => run(REPO, 'setup', 'apt-get', ['-q', '-oDPkg::Lock::Timeout=600', ...args]);
+  const apt = async (...args: string[]) =>
+    (await run(REPO, 'setup', 'apt-get', ['-q', '-oDPkg::Lock::Timeout=600', ...args])) === undefined;
   const install = () => apt('install', '-y', '--no-install-recommends', ...missing);
   // The package lists may be absent, or older than what the mirror still has.
   return (await install()) || ((await apt('update')) && (await install()));
@@ -52,9 +53,9 @@ async function lint(): Promise<Outcome> {
     ['cargo', ['fmt', '--manifest-path', 'native/Cargo.toml', '--all', '--check']],
     ['cargo', ['clippy', ...CARGO, '--all-targets', '--quiet', '--', '-D', 'warnings']],
   ];
-  const counts: Counts = { passed: 0, failed: 0, skipped: 0 };
+  const outcome = noOutcome('lint');
   // Debian's Rust, which set-up installs, has these in packages of their own.
-  if (!(await run(REPO, 'lint', 'cargo', ['clippy', '--version'])))
+  if ((await run(REPO, 'lint', 'cargo', ['clippy', '--version'])) !== undefined)
     await run(REPO, 'lint', 'apt-get', [
       'install',
       '-y',
@@ -65,10 +66,11 @@ async function lint(): Promise<Outcome> {
       'rust-web-clippy',
     ]);
   for (const [command, args] of checks) {
-    const ok = await run(REPO, 'lint', command, args);
-    counts[ok ? 'passed' : 'failed'] += 1;
+    const wrong = await run(REPO, 'lint', command, args);
+    outcome.counts[wrong === undefined ? 'passed' : 'failed'] += 1;
+    if (wrong !== undefined) outcome.failures.push(wrong);
   }
-  return { suite: 'lint', counts };
+  return outcome;
 }
 
 const inNamespaces = (suite: Suite): Promise<Outcome> =>
@@ -85,10 +87,8 @@ const RUN: Record<Suite, () => Promise<Outcome>> = {
   unit: () => nodeTests(REPO, 'unit', [...testFiles('test/architecture'), ...testFiles('test/unit')], {}),
   native: async () => {
     const crates = await cargoTests(REPO, 'native', ['test', ...CARGO, '--workspace']);
-    const keeper = await nodeTests(REPO, 'native', testFiles('test/native-keeper'), { namespaces: true });
-    const builds = await nodeTests(REPO, 'native', testFiles('test/integration'), {});
-    for (const key of ['passed', 'failed', 'skipped'] as const)
-      crates.counts[key] += keeper.counts[key] + builds.counts[key];
+    add(crates, await nodeTests(REPO, 'native', testFiles('test/native-keeper'), { namespaces: true }));
+    add(crates, await nodeTests(REPO, 'native', testFiles('test/integration'), {}));
     return crates;
   },
   e2e: () => inNamespaces('e2e'),
@@ -106,10 +106,10 @@ async function lane(suites: readonly Suite[]): Promise<Outcome[]> {
 /** One outcome of each suite. */
 function merge(outcomes: readonly Outcome[]): Outcome[] {
   const merged: Outcome[] = [];
-  for (const { suite, counts } of outcomes) {
-    const known = merged.find((one) => one.suite === suite);
-    if (known === undefined) merged.push({ suite, counts });
-    else for (const key of ['passed', 'failed', 'skipped'] as const) known.counts[key] += counts[key];
+  for (const outcome of outcomes) {
+    const known = merged.find(({ suite }) => suite === outcome.suite);
+    if (known === undefined) merged.push(outcome);
+    else add(known, outcome);
   }
   return merged;
 }
@@ -127,12 +127,10 @@ if (!(await installTestPackages())) process.exit(1);
 // Compiling Go takes minutes: it goes beside everything else, and only the cluster's suites wait for it.
 const ending = new AbortController();
 const clusterSetup =
-  onCluster.length === 0
-    ? Promise.resolve(true)
-    : run(REPO, 'setup', 'test/cluster/setup', [], { signal: ending.signal });
+  onCluster.length === 0 ? undefined : run(REPO, 'setup', 'test/cluster/setup', [], { signal: ending.signal });
 // Tests of the vsock device run also where the kernel would do its work. Rust comes with set-up, too.
 const setup = ['KATA_VSOCK=hybrid', './kata', 'setup', '--all'];
-if (wanted.some((suite) => suite !== 'unit') && !(await run(REPO, 'setup', 'env', setup))) {
+if (wanted.some((suite) => suite !== 'unit') && (await run(REPO, 'setup', 'env', setup)) !== undefined) {
   ending.abort();
   process.exit(1);
 }
@@ -140,20 +138,23 @@ if (wanted.some((suite) => suite !== 'unit') && !(await run(REPO, 'setup', 'env'
 const lanes = [only('lint', 'unit', 'native'), only('e2e', 'fault')].map(async (suites) => {
   const outcomes = await lane(suites);
   if (onCluster.length === 0) return outcomes;
-  if (await clusterSetup) return [...outcomes, ...(await lane(onCluster))];
-  return [...outcomes, ...onCluster.map((suite) => ({ suite, counts: { passed: 0, failed: 1, skipped: 0 } }))];
+  const wrong = await clusterSetup;
+  if (wrong === undefined) return [...outcomes, ...(await lane(onCluster))];
+  const counts = { passed: 0, failed: 1, skipped: 0 };
+  return [...outcomes, ...onCluster.map((suite) => ({ suite, counts, failures: [wrong] }))];
 });
 const outcomes = merge((await Promise.all(lanes)).flat());
 const expected: Record<string, number> = JSON.parse(readFileSync(join(REPO, 'test/expected.json'), 'utf8'));
-const total: Counts = { passed: 0, failed: 0, skipped: 0 };
-for (const { suite, counts } of outcomes) {
-  process.stdout.write(`${suite}: ${counts.passed} passed, ${counts.failed} failed, ${counts.skipped} skipped\n`);
-  for (const key of ['passed', 'failed', 'skipped'] as const) total[key] += counts[key];
+const total = noOutcome('all');
+for (const outcome of outcomes) {
+  const { suite, counts } = outcome;
   const missing = countMismatch(suite, counts, expected);
-  if (missing !== undefined) {
-    process.stdout.write(`${missing}\n`);
-    total.failed += 1;
-  }
+  if (missing !== undefined) add(outcome, { suite, counts: { passed: 0, failed: 1, skipped: 0 }, failures: [missing] });
+  add(total, outcome);
 }
-process.stdout.write(`${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped\n`);
-process.exitCode = total.failed === 0 ? 0 : 1;
+// Last, so that nobody has to look for them in what every program said.
+for (const { suite, failures } of outcomes)
+  for (const failure of failures) process.stdout.write(`\nFAILED ${suite}: ${failure}\n`);
+for (const { suite, counts } of [...outcomes, total])
+  process.stdout.write(`${suite}: ${counts.passed} passed, ${counts.failed} failed, ${counts.skipped} skipped\n`);
+process.exitCode = total.counts.failed === 0 ? 0 : 1;

@@ -23,6 +23,10 @@ writeFileSync(
   'pub fn one( ) -> i32 { return 1; }\n#[test]\nfn right() {}\n#[test]\nfn wrong() { panic!(); }\n#[test]\n#[ignore]\nfn left_out() {}\n',
 );
 
+/** The planted failures are not the suite's: their lines are kept from its output. */
+const lines: string[] = [];
+const print = (line: string): void => void lines.push(line);
+
 const exit = (command: string, ...args: string[]): number | null =>
   spawnSync(command, args, { cwd: work, env: { ...process.env, CARGO_TARGET_DIR: join(work, 'target') } }).status;
 
@@ -38,24 +42,31 @@ test('failed, skipped and passed tests of node are counted', async () => {
     file,
     "import { test } from 'node:test';\ntest('right', () => {});\ntest('wrong', () => { throw new Error('planted'); });\ntest('left out', { skip: true }, () => {});\n",
   );
-  const { counts } = await nodeTests(repo, 'planted', [file], {});
+  const { counts, failures } = await nodeTests(repo, 'planted', [file], { print });
   assert.deepEqual(counts, { passed: 1, failed: 1, skipped: 1 });
+  assert.match(failures.join('\n'), /planted\.test\.mjs: wrong\n.*Error: planted/s);
+  assert.match(lines.join('\n'), /planted\.test\.mjs: 1 passed, 1 failed, 1 skipped/);
 });
 
 test('a test file that cannot be loaded fails', async () => {
   const file = join(work, 'broken.test.mjs');
   writeFileSync(file, "import 'no-such-package';\n");
-  assert.ok((await nodeTests(repo, 'planted', [file], {})).counts.failed > 0);
+  const { counts, failures } = await nodeTests(repo, 'planted', [file], { print });
+  assert.ok(counts.failed > 0);
+  assert.match(failures.join('\n'), /no-such-package/);
 });
 
 test('failed, ignored and passed tests of cargo are counted', async () => {
-  const { counts } = await cargoTests(repo, 'planted', ['test', '--manifest-path', join(crate, 'Cargo.toml'), '--lib']);
+  const args = ['test', '--manifest-path', join(crate, 'Cargo.toml'), '--lib'];
+  const { counts, failures } = await cargoTests(repo, 'planted', args, { print });
   assert.deepEqual(counts, { passed: 1, failed: 1, skipped: 1 });
+  assert.match(failures.join('\n'), /---- wrong stdout ----/);
 });
 
 test('a program that is missing or fails is no success', async () => {
-  assert.equal(await run(repo, 'planted', 'false', []), false);
-  assert.equal(await run(repo, 'planted', join(work, 'no-such-program'), []), false);
+  assert.equal(await run(repo, 'planted', 'true', [], { print }), undefined);
+  assert.match((await run(repo, 'planted', 'sh', ['-c', 'echo why; exit 3'], { print })) ?? '', /exit 3.*\nwhy/);
+  assert.match((await run(repo, 'planted', join(work, 'no-such-program'), [], { print })) ?? '', /ENOENT/);
 });
 
 test('rustfmt, clippy, tsc and biome see what is planted', () => {

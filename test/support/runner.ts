@@ -13,38 +13,66 @@ export interface Counts {
 export interface Outcome {
   suite: string;
   counts: Counts;
+  /** What is told again at the end: the name of each failed test with its error. */
+  failures: string[];
 }
 
-/** Runs a program with each line of its output marked by the suite; answers whether it exited 0. */
+const TAIL_LINES = 40;
+
+interface RunOptions {
+  /** Sees each line; what it answers false for is not printed. */
+  onLine?: (line: string) => boolean;
+  signal?: AbortSignal;
+  print?: (line: string) => void;
+}
+
+const printed = (line: string): void => void process.stdout.write(`${line}\n`);
+
+/** Runs a program with each line of its output marked by the suite; answers what to tell of its failure, undefined when it exited 0. */
 export async function run(
   cwd: string,
   suite: string,
   command: string,
   args: readonly string[],
-  { onLine, signal }: { onLine?: (line: string) => void; signal?: AbortSignal } = {},
-): Promise<boolean> {
+  { onLine, signal, print = printed }: RunOptions = {},
+): Promise<string | undefined> {
   const started = Date.now();
+  const tail: string[] = [];
+  const show = (line: string): void => {
+    if (tail.push(line) > TAIL_LINES) tail.shift();
+    if (onLine?.(line) ?? true) print(`${suite} | ${line}`);
+  };
   // A test runner inside a test would take itself for a part of that and run nothing.
   const { NODE_TEST_CONTEXT: _, ...env } = process.env;
   const child = spawn(command, args, { cwd, env, stdio: ['ignore', 'pipe', 'pipe'], signal });
   const readers = [child.stdout, child.stderr].map(async (stream) => {
-    for await (const line of createInterface({ input: stream })) {
-      onLine?.(line);
-      process.stdout.write(`${suite} | ${line}\n`);
-    }
+    for await (const line of createInterface({ input: stream })) show(line);
   });
   const code = await new Promise<number | null>((done) => {
     child.once('close', done);
     child.once('error', (error) => {
-      process.stdout.write(`${suite} | ${command}: ${error.message}\n`);
+      show(`${command}: ${error.message}`);
       done(null);
     });
   });
   await Promise.all(readers);
-  process.stdout.write(
-    `${suite} | ${command} ${args[0] ?? ''}: exit ${code}, ${Math.round((Date.now() - started) / 1000)} s\n`,
-  );
-  return code === 0;
+  const result = `${[command, ...args].join(' ')}: exit ${code}, ${Math.round((Date.now() - started) / 1000)} s`;
+  print(`${suite} | ${result}`);
+  return code === 0 ? undefined : [result, ...tail].join('\n');
+}
+
+/** How test files run, and where their lines go. */
+interface TestOptions {
+  namespaces?: boolean | 'cluster';
+  print?: (line: string) => void;
+}
+
+const ISOLATED = 'mount -t tmpfs -o mode=0755 none /run && ip link set lo up && exec "$@"';
+
+function entered(repo: string, namespaces: TestOptions['namespaces'], node: string[]): string[] {
+  if (namespaces === 'cluster') return ['sh', join(repo, 'test/support/cluster/enter.sh'), ...node];
+  if (namespaces) return ['unshare', '-m', '-n', '--propagation', 'private', 'sh', '-c', ISOLATED, 'sh', ...node];
+  return node;
 }
 
 /**
@@ -55,64 +83,80 @@ export async function nodeTests(
   repo: string,
   suite: string,
   files: Iterable<string>,
-  options: { namespaces?: boolean | 'cluster' },
+  { namespaces, print }: TestOptions,
 ): Promise<Outcome> {
-  const counts: Counts = { passed: 0, failed: 0, skipped: 0 };
+  const outcome = noOutcome(suite);
   const directory = mkdtempSync(join(tmpdir(), 'kt-count-'));
   // Only the next file is taken: somebody else may take the one after that.
-  for (const batch of options.namespaces ? oneByOne(files) : [[...files]]) {
-    const result = join(directory, 'counts');
+  for (const batch of namespaces ? oneByOne(files) : [[...files]]) {
+    const result = join(directory, 'result');
     rmSync(result, { force: true });
-    const reporters = [
-      ...['--test-reporter=spec', '--test-reporter-destination=stdout'],
-      ...[`--test-reporter=${join(repo, 'test/support/count-reporter.ts')}`, `--test-reporter-destination=${result}`],
-    ];
+    const reporters = ['progress', 'result'].flatMap((name) => [
+      `--test-reporter=${join(repo, `test/support/${name}-reporter.ts`)}`,
+      `--test-reporter-destination=${name === 'result' ? result : 'stdout'}`,
+    ]);
     const node = [process.execPath, '--test', '--test-concurrency=1', ...reporters, ...batch];
-    const isolated = 'mount -t tmpfs -o mode=0755 none /run && ip link set lo up && exec "$@"';
-    const enter = ['sh', join(repo, 'test/support/cluster/enter.sh')];
-    const command =
-      options.namespaces === 'cluster'
-        ? [...enter, ...node]
-        : options.namespaces
-          ? ['unshare', '-m', '-n', '--propagation', 'private', 'sh', '-c', isolated, 'sh', ...node]
-          : node;
-    const ok = await run(repo, suite, command[0] as string, command.slice(1));
-    const told = readCounts(result);
-    for (const key of ['passed', 'failed', 'skipped'] as const) counts[key] += told[key];
-    if (!ok && told.failed === 0) counts.failed += 1;
+    const [command = '', ...args] = entered(repo, namespaces, node);
+    const wrong = await run(repo, suite, command, args, { print });
+    const told = readResult(result);
+    add(outcome, { suite, ...told });
+    if (wrong !== undefined && told.counts.failed === 0)
+      add(outcome, { suite, counts: { passed: 0, failed: 1, skipped: 0 }, failures: [wrong] });
   }
   rmSync(directory, { recursive: true, force: true });
-  return { suite, counts };
+  return outcome;
+}
+
+export const noOutcome = (suite: string): Outcome => ({
+  suite,
+  counts: { passed: 0, failed: 0, skipped: 0 },
+  failures: [],
+});
+
+/** Adds what ran later, or beside it, to an outcome. */
+export function add(outcome: Outcome, { counts, failures }: Outcome): void {
+  for (const key of ['passed', 'failed', 'skipped'] as const) outcome.counts[key] += counts[key];
+  outcome.failures.push(...failures);
 }
 
 function* oneByOne(files: Iterable<string>): Generator<string[]> {
   for (const file of files) yield [file];
 }
 
-function readCounts(path: string): Counts {
+function readResult(path: string): Omit<Outcome, 'suite'> {
   try {
     return JSON.parse(readFileSync(path, 'utf8'));
   } catch {
-    return { passed: 0, failed: 0, skipped: 0 };
+    return noOutcome('');
   }
 }
 
 /** Runs cargo's tests and adds up its "test result" lines. */
-export async function cargoTests(repo: string, suite: string, args: readonly string[]): Promise<Outcome> {
-  const counts: Counts = { passed: 0, failed: 0, skipped: 0 };
-  const onLine = (line: string): void => {
+export async function cargoTests(
+  repo: string,
+  suite: string,
+  args: readonly string[],
+  { print }: Pick<TestOptions, 'print'> = {},
+): Promise<Outcome> {
+  const outcome = noOutcome(suite);
+  let told: string[] | undefined;
+  const onLine = (line: string): boolean => {
     const result =
       /^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored/.exec(line) ??
       // native/container's tests fork, so they have a harness of their own.
       /^containers: (\d+) passed, (\d+) failed, (\d+) skipped$/.exec(line);
-    if (result === null) return;
-    counts.passed += Number(result[1]);
-    counts.failed += Number(result[2]);
-    counts.skipped += Number(result[3]);
+    if (line === 'failures:') told ??= [];
+    told?.push(line);
+    if (result === null) return !/^test .+ \.\.\. ok$/.test(line);
+    const [passed = 0, failed = 0, skipped = 0] = result.slice(1).map(Number);
+    add(outcome, { suite, counts: { passed, failed, skipped }, failures: told === undefined ? [] : [told.join('\n')] });
+    told = undefined;
+    return true;
   };
-  const ok = await run(repo, suite, 'cargo', args, { onLine });
-  if (!ok && counts.failed === 0) counts.failed += 1;
-  return { suite, counts };
+  const wrong = await run(repo, suite, 'cargo', args, { onLine, print });
+  if (wrong !== undefined && outcome.counts.failed === 0)
+    add(outcome, { suite, counts: { passed: 0, failed: 1, skipped: 0 }, failures: [wrong] });
+  return outcome;
 }
 
 /** A sentence when another number of tests ran than `expected` says, undefined when they agree. */

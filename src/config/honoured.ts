@@ -177,7 +177,7 @@ export const HONOURED = {
   'runtime.disable_guest_seccomp': {
     check: bool,
     fallback: 'false',
-    effect: 'Containers run without the seccomp profile of their spec in the guest.',
+    effect: 'Containers run without the seccomp profile of their spec in the guest; upstream’s own file asks for that.',
   },
 } as const satisfies Record<string, Honoured<unknown>>;
 

@@ -63,7 +63,10 @@ const TABLE: readonly [reason: string, ...rows: Row[]][] = [
   [
     'the size of a machine follows from its pod’s limits, as docs/containerd.md says',
     ['hypervisor.overhead_vcpus hypervisor.overhead_memory', 'number', []],
-    ['runtime.static_sandbox_resource_mgmt', 'boolean', [true]],
+  ],
+  [
+    'a machine starts with the limits its pod names and grows when a container asks for more',
+    ['runtime.static_sandbox_resource_mgmt', 'boolean', [false]],
   ],
   [
     'files are shared over virtio-fs without a DAX window',
@@ -71,9 +74,10 @@ const TABLE: readonly [reason: string, ...rows: Row[]][] = [
     ['hypervisor.virtio_fs_is_dax', 'boolean', [false]],
   ],
   [
-    'a container’s files and volumes come over virtio-fs, not as block devices',
-    ['hypervisor.disable_block_device_use', 'boolean', [true]],
-    ['hypervisor.block_device_driver hypervisor.block_device_aio', 'string', []],
+    'block devices and the snapshots of block snapshotters are virtio-blk disks whose requests QEMU’s threads carry out',
+    ['hypervisor.disable_block_device_use', 'boolean', [false]],
+    ['hypervisor.block_device_driver', 'string', ['virtio-blk', 'virtio-blk-pci']],
+    ['hypervisor.block_device_aio', 'string', ['threads']],
     [
       'hypervisor.block_device_cache_set hypervisor.block_device_cache_direct hypervisor.block_device_cache_noflush hypervisor.enable_iothreads',
       'boolean',
@@ -85,6 +89,9 @@ const TABLE: readonly [reason: string, ...rows: Row[]][] = [
       [0],
     ],
     ['hypervisor.queue_size hypervisor.num_queues', 'number', []],
+  ],
+  [
+    'every other file and volume of a container comes over virtio-fs from the host',
     ['hypervisor.prefetch_list_path', 'string', ['']],
     ['runtime.disable_guest_empty_dir', 'boolean', [true]],
     ['runtime.emptydir_mode', 'string', ['shared-fs']],

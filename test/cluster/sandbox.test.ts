@@ -5,6 +5,9 @@ import { aliveSince, kill9, until } from '../support/env.ts';
 
 // containerd 2 with `sandboxer = "shim"`: the pod is driven by the shim's sandbox service and has no container of its own.
 
+/** NamespaceMode of CRI. */
+const POD = 0;
+
 describe('a pod of the sandbox service', () => {
   let containerd: Containerd;
   let pod: Pod;
@@ -92,6 +95,22 @@ describe('a pod of the sandbox service', () => {
     assert.equal(aliveSince(info.pid), undefined);
     await containerd.crictl('rmp', pod.id);
     await until(() => containerd.sandboxes().length === 0, 'nothing is left');
+  });
+
+  test('a shared pid namespace outlives each of its containers', async () => {
+    const linux = { security_context: { namespace_options: { pid: POD } } };
+    const shared = await containerd.runPod('kata-sandbox', { name: 'shared', linux });
+    const sleeping = (seconds: string): Promise<string> =>
+      containerd.runContainer(shared, { name: `for-${seconds}`, image: BUSYBOX, command: ['sleep', seconds], linux });
+    const one = await sleeping('1000');
+    const two = await sleeping('2000');
+    const processes = (): Promise<string> => containerd.crictl('exec', '--sync', two, 'ps', '-o', 'pid,comm,args');
+    assert.match(await processes(), /^ +1 pause .*sleep 1000.*sleep 2000/ms);
+    await containerd.crictl('stop', '--timeout', '0', one);
+    const left = await processes();
+    assert.match(left, /^ +1 pause .*sleep 2000/ms);
+    assert.doesNotMatch(left, /sleep 1000/);
+    await containerd.crictl('rmp', '--force', shared.id);
   });
 
   test('a machine that dies makes its pod not ready', async () => {

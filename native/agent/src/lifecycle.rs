@@ -105,7 +105,7 @@ async fn create_reserved(
         crate::modules::load_on_demand(&mount.r#type)?;
     }
     *container.storages.borrow_mut() = agent.storages.add_all(&request.storages).await?;
-    let pid_namespace_path = agent.sandbox.borrow().pid_namespace_path(request.sandbox_pidns);
+    let pid_namespace_path = crate::sandbox::pid_namespace_path(agent, request.sandbox_pidns)?;
     set_namespaces(agent, &mut spec, pid_namespace_path);
     let terminal = spec.process.as_ref().is_some_and(|process| process.terminal);
     let (stdio, streams) = prepare(terminal, wants_input(ports))?.split();

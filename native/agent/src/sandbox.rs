@@ -1,5 +1,6 @@
 //! What belongs to the sandbox as a whole: host name, shared namespaces, name servers.
 use crate::agent::Agent;
+use crate::container::status_of;
 use crate::failure::{invalid, Context, Result};
 use crate::log;
 use kata_protocol::grpc::{CreateSandboxRequest, KernelModule};
@@ -8,19 +9,24 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
 
 const PINNED: [(&str, libc::c_int); 2] = [("ipc", libc::CLONE_NEWIPC), ("uts", libc::CLONE_NEWUTS)];
 /// sethostname(2).
 const MAX_HOSTNAME_BYTES: usize = 64;
 const MAX_DNS_LINES: usize = 1024;
+/// No container's id.
+const HOLDER: &str = "";
+const HOLDER_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
 pub struct Sandbox {
     created: bool,
     /// CreateSandbox asked for one pid namespace for all containers.
     shared_pid_namespace: bool,
-    /// The oldest living container and its pid namespace; a descriptor, because a path with a pid could come to mean
-    /// another process.
+    /// The oldest living container (HOLDER: none of them) and its pid namespace; a descriptor, because a path with a pid
+    /// could come to mean another process.
     pid_namespace: Option<(String, OwnedFd)>,
     namespace_dir: Option<PathBuf>,
     storages: Vec<String>,
@@ -34,8 +40,7 @@ impl Sandbox {
         known.then(|| directory.join(kind).to_string_lossy().into_owned())
     }
 
-    /// Path of the pid namespace that a container joins; empty: a new one.
-    pub fn pid_namespace_path(&self, shared: bool) -> String {
+    fn pid_namespace_path(&self, shared: bool) -> String {
         match &self.pid_namespace {
             Some((_, fd)) if shared || self.shared_pid_namespace => format!("/proc/self/fd/{}", fd.as_raw_fd()),
             _ => String::new(),
@@ -56,6 +61,25 @@ impl Sandbox {
             self.pid_namespace = None;
         }
     }
+}
+
+/// Path of the pid namespace that a container joins; empty: a new one. Containers that share one without a container whose it could be get
+/// one that outlives each of them.
+pub fn pid_namespace_path(agent: &Rc<Agent>, shared: bool) -> Result<String> {
+    if shared && agent.sandbox.borrow().pid_namespace.is_none() {
+        let pending = kata_container::hold_pid_namespace().map_err(|error| status_of(&error))?;
+        let holder = Rc::downgrade(agent);
+        agent.reaper.watch(pending.pid(), move |ending| {
+            log::warning!("sandbox", "the holder of the pid namespace ended with status {}", ending.status());
+            if let Some(agent) = holder.upgrade() {
+                agent.sandbox.borrow_mut().note_container_end(HOLDER);
+            }
+        });
+        // Not awaited: another container that is created meanwhile would begin a second one.
+        let namespace = pending.wait(HOLDER_TIMEOUT).map_err(|error| status_of(&error))?;
+        agent.sandbox.borrow_mut().pid_namespace = Some((HOLDER.to_owned(), namespace));
+    }
+    Ok(agent.sandbox.borrow().pid_namespace_path(shared))
 }
 
 /// CreateSandbox.
@@ -191,11 +215,11 @@ async fn load_module(agent: &Agent, module: &KernelModule) -> Result<()> {
 }
 
 /// Ends what the sandbox holds, containers first; used before the machine goes off.
-pub async fn destroy(agent: &std::rc::Rc<Agent>) {
+pub async fn destroy(agent: &Rc<Agent>) {
     let containers: Vec<_> = agent.containers.borrow().values().cloned().collect();
     for container in containers {
         let id = container.id.clone();
-        let removed = crate::lifecycle::remove(agent.clone(), container, std::time::Duration::from_secs(5)).await;
+        let removed = crate::lifecycle::remove(agent.clone(), container, Duration::from_secs(5)).await;
         if let Err(error) = removed {
             log::warning!("sandbox", "remove container {id}: {}", error.message);
         }

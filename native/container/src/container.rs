@@ -137,7 +137,7 @@ impl Container {
             finish: Finish { process, string_user: string_user.as_ref(), capabilities, seccomp: seccomp.as_ref() },
         };
         let joined_pid = namespaces.joined_pid.as_ref().map(AsFd::as_fd);
-        let launched = launch(namespaces.new, joined_pid, group.directory(), |channel| plan.run(channel))?;
+        let launched = launch(namespaces.new, joined_pid, Some(group.directory()), |channel| plan.run(channel))?;
         if namespaces.has(namespaces::USER) {
             let mapped = namespaces::write_mappings(launched.pid, linux)
                 .and_then(|()| namespaces::set_oom_score(launched.pid, process.oom_score_adj))
@@ -208,7 +208,7 @@ impl Container {
                 streams,
                 finish: Finish { process, string_user, capabilities, seccomp: self.seccomp.as_ref() },
             };
-            launch(0, pid_namespace, cgroup, |channel| plan.run(channel))
+            launch(0, pid_namespace, Some(cgroup), |channel| plan.run(channel))
         };
         let launched = match attempt(self.cgroup.directory()) {
             // A container that manages cgroups itself has moved its processes out of this one.

@@ -149,12 +149,12 @@ pub(crate) struct Launched {
     pub socket: OwnedFd,
 }
 
-/// Makes a process that runs `child` in the cgroup, in the `new` namespaces and in `pid_namespace` (a namespace's or a
+/// Makes a process that runs `child` in the cgroup (None: the caller's), in the `new` namespaces and in `pid_namespace` (a namespace's or a
 /// process's descriptor). errno EBUSY: the cgroup takes no processes because its own groups have controllers.
 pub(crate) fn launch(
     new: u64,
     pid_namespace: Option<BorrowedFd<'_>>,
-    cgroup: BorrowedFd<'_>,
+    cgroup: Option<BorrowedFd<'_>>,
     child: impl FnOnce(&Channel) -> Result<Infallible>,
 ) -> std::result::Result<Launched, ContainerError> {
     let mut pair = [0_i32; 2];

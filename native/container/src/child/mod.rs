@@ -2,6 +2,7 @@
 mod command;
 mod exec;
 mod finish;
+pub(crate) mod holder;
 mod init;
 mod terminal;
 

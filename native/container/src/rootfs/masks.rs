@@ -54,7 +54,7 @@ fn bind(source: BorrowedFd<'_>, target: BorrowedFd<'_>) -> std::result::Result<(
 
 /// A detached mount; once it is attached to the first masked directory, the others get binds of it (only attached mounts
 /// can be bound before Linux 6.15).
-fn empty_directory() -> std::result::Result<OwnedFd, i32> {
+pub(super) fn empty_directory() -> std::result::Result<OwnedFd, i32> {
     let context = FsContext::open("tmpfs")?;
     context.option("nr_inodes=2")?;
     context.option("mode=0755")?;

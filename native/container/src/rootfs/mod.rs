@@ -143,6 +143,16 @@ fn make_parent_private(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Leaves for an empty, read-only root; in a mount namespace of its own.
+pub(crate) fn enter_nothing() -> std::result::Result<(), i32> {
+    set_root_propagation(libc::MS_PRIVATE | libc::MS_REC)?;
+    let nothing = masks::empty_directory()?;
+    attach(nothing.as_fd(), sys::open("/", libc::O_PATH | libc::O_DIRECTORY)?.as_fd())?;
+    // SAFETY: takes no memory.
+    check(libc::c_long::from(unsafe { libc::fchdir(nothing.as_raw_fd()) }))?;
+    pivot_here()
+}
+
 /// Mounts a bind of the root over itself and moves into it: see `make_root_pivotable`.
 pub(crate) fn cover_root() -> std::result::Result<(), i32> {
     let root = sys::open("/", libc::O_PATH | libc::O_DIRECTORY)?;

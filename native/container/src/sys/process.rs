@@ -30,18 +30,18 @@ pub(crate) enum Cloned {
     Parent { pid: i32, pidfd: OwnedFd },
 }
 
-/// A copy of this process in new namespaces and in a cgroup, with signal handlers back to their defaults.
+/// A copy of this process in new namespaces and in a cgroup (None: that of this process), with signal handlers back to their defaults.
 ///
 /// # Safety
 /// The caller has one thread, or the child restricts itself to async-signal-safe calls: a lock that another thread
 /// holds at this moment stays locked in the child for ever.
-pub(crate) unsafe fn clone3(namespaces: u64, cgroup: BorrowedFd<'_>) -> Result<Cloned, i32> {
+pub(crate) unsafe fn clone3(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned, i32> {
     let mut pidfd: i32 = -1;
     let args = CloneArgs {
-        flags: namespaces | CLONE_PIDFD | CLONE_CLEAR_SIGHAND | CLONE_INTO_CGROUP,
+        flags: namespaces | CLONE_PIDFD | CLONE_CLEAR_SIGHAND | cgroup.map_or(0, |_| CLONE_INTO_CGROUP),
         pidfd: (&raw mut pidfd) as u64,
         exit_signal: libc::SIGCHLD as u64,
-        cgroup: cgroup.as_raw_fd() as u64,
+        cgroup: cgroup.map_or(0, |cgroup| cgroup.as_raw_fd() as u64),
         ..CloneArgs::default()
     };
     match check(libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()))? {

@@ -3,6 +3,8 @@ use crate::support::*;
 use kata_container::Step;
 use kata_protocol::grpc::{self, linux_syscall::ErrnoRet};
 use std::fs;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 pub const TESTS: &[Test] = &[
     ("capabilities", capabilities),
@@ -14,6 +16,7 @@ pub const TESTS: &[Test] = &[
     ("host name", host_name),
     ("namespaces joined by path", joined_namespaces),
     ("a pid namespace shared by two containers", shared_pid_namespace),
+    ("a pid namespace that no container owns", held_pid_namespace),
     ("a user namespace", user_namespace),
     ("a time namespace", time_namespace),
     ("oom_score_adj", oom_score),
@@ -211,6 +214,35 @@ fn shared_pid_namespace() -> Outcome {
         fs::read_link("/proc/self/ns/pid").unwrap().to_str().unwrap()
     );
     running.kill();
+    Outcome::Done
+}
+
+fn held_pid_namespace() -> Outcome {
+    let pending = kata_container::hold_pid_namespace().unwrap();
+    let holder = pending.pid();
+    let held = pending.wait(Duration::from_secs(60)).unwrap();
+    let path = format!("/proc/self/fd/{}", held.as_raw_fd());
+    // An orphan is reaped, and no signal from inside ends the holder.
+    let script = "(sleep 0 &); sleep 1; ps -o comm,stat; kill -9 1; grep -E '^Cap' /proc/1/status";
+    for _ in 0..2 {
+        let mut spec = shell(script);
+        linux(&mut spec).namespaces.push(namespace("pid", &path));
+        let out = run(spec).out;
+        assert!(out.contains("pause") && !out.contains('Z'), "{out}");
+        assert_eq!(out.matches("0000000000000000").count(), 5, "{out}");
+    }
+    let status = fs::read_to_string(format!("/proc/{holder}/status")).unwrap();
+    assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+    assert_eq!(fs::read_dir(format!("/proc/{holder}/root/")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(format!("/proc/{holder}/fd")).unwrap().count(), 0);
+    // SAFETY: the pid of our own child, which nobody else reaps.
+    unsafe {
+        libc::kill(holder, libc::SIGKILL);
+        libc::waitpid(holder, std::ptr::null_mut(), 0);
+    }
+    let mut late = shell("true");
+    linux(&mut late).namespaces.push(namespace("pid", &path));
+    assert_eq!(refusal(late).errno, libc::ESRCH);
     Outcome::Done
 }
 

@@ -1,7 +1,8 @@
 import { spawnSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
+import { constants } from 'node:os';
 import { join, resolve } from 'node:path';
-import { add, cargoTests, countMismatch, nodeTests, noOutcome, type Outcome, run } from './support/runner.ts';
+import { add, cargoTests, countMismatch, endAll, nodeTests, noOutcome, type Outcome, run } from './support/runner.ts';
 
 // Runs the suites, two lanes side by side: what computes, and what boots virtual machines; whichever is done first goes on with
 // the files of the cluster's suites, whose tools compile from the start. Ends with one line that counts.
@@ -123,15 +124,18 @@ for (const name of asked)
 const wanted = SUITES.filter((suite) => asked.length === 0 || asked.includes(suite));
 const only = (...suites: Suite[]): Suite[] => wanted.filter((suite) => suites.includes(suite));
 const onCluster = only('critest', 'cluster');
+for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const)
+  process.once(name, () => {
+    endAll();
+    process.exit(128 + constants.signals[name]);
+  });
 if (!(await installTestPackages())) process.exit(1);
 // Compiling Go takes minutes: it goes beside everything else, and only the cluster's suites wait for it.
-const ending = new AbortController();
-const clusterSetup =
-  onCluster.length === 0 ? undefined : run(REPO, 'setup', 'test/cluster/setup', [], { signal: ending.signal });
+const clusterSetup = onCluster.length === 0 ? undefined : run(REPO, 'setup', 'test/cluster/setup', []);
 // Tests of the vsock device run also where the kernel would do its work. Rust comes with set-up, too.
 const setup = ['KATA_VSOCK=hybrid', './kata', 'setup', '--all'];
 if (wanted.some((suite) => suite !== 'unit') && (await run(REPO, 'setup', 'env', setup)) !== undefined) {
-  ending.abort();
+  endAll();
   process.exit(1);
 }
 

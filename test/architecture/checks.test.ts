@@ -4,7 +4,7 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { after, test } from 'node:test';
-import { cargoTests, countMismatch, nodeTests, run } from '../support/runner.ts';
+import { cargoTests, countMismatch, endAll, nodeTests, run } from '../support/runner.ts';
 
 // Each check of test/run is shown something wrong, and must see it.
 
@@ -67,6 +67,17 @@ test('a program that is missing or fails is no success', async () => {
   assert.equal(await run(repo, 'planted', 'true', [], { print }), undefined);
   assert.match((await run(repo, 'planted', 'sh', ['-c', 'echo why; exit 3'], { print })) ?? '', /exit 3.*\nwhy/);
   assert.match((await run(repo, 'planted', join(work, 'no-such-program'), [], { print })) ?? '', /ENOENT/);
+});
+
+test('what still runs is ended with its children', async () => {
+  const sleeping = run(repo, 'planted', 'sh', ['-c', 'sleep 1000 & echo started; wait'], {
+    print: (line) => {
+      print(line);
+      if (line.endsWith('started')) endAll();
+    },
+  });
+  // The pipe is open as long as the child of the shell lives.
+  assert.match((await sleeping) ?? '', /exit null/);
 });
 
 test('rustfmt, clippy, tsc and biome see what is planted', () => {

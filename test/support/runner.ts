@@ -19,10 +19,22 @@ export interface Outcome {
 
 const TAIL_LINES = 40;
 
+/** Leaders of process groups: cargo, set-up and node's test runner have children of their own. */
+const running = new Set<number>();
+
+/** Ends what still runs, with all their children that have not left their groups. */
+export function endAll(): void {
+  for (const pid of running)
+    try {
+      process.kill(-pid, 'SIGTERM');
+    } catch {
+      // It is over.
+    }
+}
+
 interface RunOptions {
   /** Sees each line; what it answers false for is not printed. */
   onLine?: (line: string) => boolean;
-  signal?: AbortSignal;
   print?: (line: string) => void;
 }
 
@@ -34,7 +46,7 @@ export async function run(
   suite: string,
   command: string,
   args: readonly string[],
-  { onLine, signal, print = printed }: RunOptions = {},
+  { onLine, print = printed }: RunOptions = {},
 ): Promise<string | undefined> {
   const started = Date.now();
   const tail: string[] = [];
@@ -44,7 +56,8 @@ export async function run(
   };
   // A test runner inside a test would take itself for a part of that and run nothing.
   const { NODE_TEST_CONTEXT: _, ...env } = process.env;
-  const child = spawn(command, args, { cwd, env, stdio: ['ignore', 'pipe', 'pipe'], signal });
+  const child = spawn(command, args, { cwd, env, stdio: ['ignore', 'pipe', 'pipe'], detached: true });
+  if (child.pid !== undefined) running.add(child.pid);
   const readers = [child.stdout, child.stderr].map(async (stream) => {
     for await (const line of createInterface({ input: stream })) show(line);
   });
@@ -56,6 +69,7 @@ export async function run(
     });
   });
   await Promise.all(readers);
+  if (child.pid !== undefined) running.delete(child.pid);
   const result = `${[command, ...args].join(' ')}: exit ${code}, ${Math.round((Date.now() - started) / 1000)} s`;
   print(`${suite} | ${result}`);
   return code === 0 ? undefined : [result, ...tail].join('\n');

@@ -77,6 +77,12 @@ function installationEntries(): Entry[] {
       load: () => import('./commands/config.ts'),
     },
     { name: 'guest', summary: 'Manage guest images', section, load: () => import('./commands/guest.ts') },
+    {
+      name: 'explain',
+      summary: 'Say what error codes mean and what to do',
+      section,
+      load: () => import('./commands/explain.ts'),
+    },
     { name: 'version', summary: 'Show versions', section, load: () => import('./commands/version.ts') },
     {
       name: 'completion',

@@ -5,7 +5,7 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, beforeEach, test } from 'node:test';
 import { CreateContainer } from '../../../src/api/schemas.ts';
-import { KataError } from '../../../src/base/index.ts';
+import { ERROR_CODES, KataError } from '../../../src/base/index.ts';
 import { FRAME, frame } from '../../../src/cli/frames.ts';
 import { details, ended, FakeEngine, ID } from './engine.ts';
 
@@ -356,3 +356,23 @@ test('load reads standard input through a file that goes away again', GUARD, asy
   };
   assert.equal((await engine.kata(['save', 'busybox'])).stdout, 'saved');
 });
+
+test(
+  'explain says what a code means, in any case of letters; a wrong one is refused with the near one',
+  GUARD,
+  async () => {
+    const one = await engine.kata(['explain', 'guest_panic', 'DISK_FULL']);
+    assert.equal(one.code, 0);
+    assert.match(one.stdout, /^GUEST_PANIC \(exit code 125\)\n {2}\S.*\n {2}try: /);
+    assert.match(one.stdout, /\n\nDISK_FULL \(exit code 125\)\n {2}.*\n {2}try: /);
+    const all = JSON.parse((await engine.kata(['explain', '--json'])).stdout) as { code: string }[];
+    assert.deepEqual(
+      all.map(({ code }) => code),
+      Object.keys(ERROR_CODES),
+    );
+    const wrong = await engine.kata(['explain', 'GUEST_PANICK']);
+    assert.equal(wrong.code, 1);
+    assert.match(wrong.stderr, /no error code "GUEST_PANICK"\n.*\n.*try: kata explain GUEST_PANIC\n/);
+    assert.equal(engine.calls.length, 0);
+  },
+);

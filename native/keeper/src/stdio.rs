@@ -89,7 +89,7 @@ fn open_output(uri: &str) -> Result<Option<Sink>, Status> {
     }
     let sink = match uri.split_once("://") {
         None => open_fifo(Path::new(uri)),
-        Some(("file", path)) => open_file(Path::new(path)),
+        Some(("file", path)) => open_file(Path::new(&decode(path, false))),
         Some(("fifo", path)) => open_fifo(Path::new(path)),
         Some((scheme, _)) => return Err(status(Code::InvalidArgument, format!("stdio {uri}: scheme {scheme:?}"))),
     };
@@ -162,7 +162,7 @@ async fn start_logger(spec: &StdioSpec, outputs: [&str; 2]) -> io::Result<[Optio
     let inherited = [first?, second?, third?];
     drop((stdout_read, stderr_read, ready_write));
     let numbers = inherited.each_ref().map(AsRawFd::as_raw_fd);
-    let mut command = Command::new(PathBuf::from(path));
+    let mut command = Command::new(PathBuf::from(decode(path, false)));
     command.args(arguments(query)).env_clear();
     command.env("CONTAINER_ID", &spec.container_id).env("CONTAINER_NAMESPACE", &spec.namespace);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -199,12 +199,13 @@ fn arguments(query: &str) -> Vec<String> {
         .filter(|pair| !pair.is_empty())
         .flat_map(|pair| {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            [key, value].map(decode).into_iter().filter(|word| !word.is_empty())
+            [key, value].map(|word| decode(word, true)).into_iter().filter(|word| !word.is_empty())
         })
         .collect()
 }
 
-fn decode(text: &str) -> String {
+/// Undoes percent-encoding. In a query, and nowhere else, `+` is a space.
+fn decode(text: &str, is_query: bool) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, after)) = rest.split_first() {
@@ -214,7 +215,7 @@ fn decode(text: &str) -> String {
                 bytes.push(byte);
                 rest = &after[2..];
             }
-            (b'+', _) => {
+            (b'+', _) if is_query => {
                 bytes.push(b' ');
                 rest = after;
             }
@@ -298,8 +299,8 @@ mod tests {
     fn files_are_appended_to_and_bad_places_are_refused() {
         run(async {
             let dir = TempDir::new();
-            let path = dir.path().join("a/b/log");
-            let uri = format!("file://{}", path.display());
+            let path = dir.path().join("a b/+c/log");
+            let uri = format!("file://{}", path.display()).replace(' ', "%20");
             for text in ["one\n", "two\n"] {
                 let spec = StdioSpec { stdout: uri.clone(), stderr: uri.clone(), ..Default::default() };
                 let [Some(out), Some(_)] = open(&spec, false).await.unwrap().sinks else { panic!("two sinks") };
@@ -317,14 +318,14 @@ mod tests {
         run(async {
             use std::os::unix::fs::PermissionsExt;
             let dir = TempDir::new();
-            let (script, out) = (dir.path().join("logger"), dir.path().join("out"));
+            let (script, out) = (dir.path().join("log ger"), dir.path().join("out"));
             let body = format!(
                 "#!/bin/sh\nexec 5>&-\n{{ echo \"$@ $CONTAINER_ID $CONTAINER_NAMESPACE\"; cat <&3; cat <&4; }} >{}\n",
                 out.display()
             );
             fs::write(&script, body).unwrap();
             fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-            let uri = format!("binary://{}?key=a%20b&flag", script.display());
+            let uri = format!("binary://{}?key=a%20b&flag", script.display().to_string().replace(' ', "%20"));
             let spec = StdioSpec {
                 stdout: uri.clone(),
                 stderr: uri,

@@ -21,6 +21,8 @@ export interface Settings {
   directory: string;
   registry: string;
   handlers: readonly RuntimeHandler[];
+  /** Below `directory`. */
+  stateDirectory?: string;
 }
 
 export const BRIDGE = 'cni0';
@@ -56,7 +58,7 @@ export function writeConfig(settings: Settings): string {
   return path;
 }
 
-function toml({ version, directory, handlers }: Settings): string {
+function toml({ version, directory, handlers, stateDirectory = 'state' }: Settings): string {
   const isSecond = version === '2';
   const cri = isSecond ? 'io.containerd.cri.v1.runtime' : 'io.containerd.grpc.v1.cri';
   const image = isSecond ? 'io.containerd.cri.v1.images' : cri;
@@ -75,7 +77,7 @@ function toml({ version, directory, handlers }: Settings): string {
   return [
     `version = ${isSecond ? 3 : 2}`,
     `root = ${q(join(directory, 'root'))}`,
-    `state = ${q(join(directory, 'state'))}`,
+    `state = ${q(join(directory, stateDirectory))}`,
     '[grpc]',
     `address = ${q(join(directory, 'c.sock'))}`,
     '[ttrpc]',

@@ -35,6 +35,8 @@ export interface ContainerdOptions {
   settings?: (directory: string) => string;
   /** The daemon has a mount namespace of its own: nothing that is mounted inside or outside reaches the other side. */
   privateMounts?: boolean;
+  /** Name of its state directory, where the bundles are. */
+  stateDirectory?: string;
 }
 
 export interface Pod {
@@ -45,7 +47,7 @@ export interface Pod {
 type Program = 'ctr' | 'crictl' | 'critest';
 export interface CallOptions {
   /** `pipe`: the caller writes it. */
-  stdin?: string | 'ignore' | 'pipe';
+  stdin?: string | Buffer | 'ignore' | 'pipe';
   timeoutMs?: number;
 }
 
@@ -92,7 +94,13 @@ export class Containerd {
     const containerd = new Containerd(options, directory, registry, before);
     mkdirSync(join(directory, 'logs'));
     const handlers = [...(options.kata ? [KATA] : []), ...(options.handlers ?? [])];
-    const config = writeConfig({ version: options.version, directory, registry: registry.url, handlers });
+    const config = writeConfig({
+      version: options.version,
+      directory,
+      registry: registry.url,
+      handlers,
+      ...(options.stateDirectory && { stateDirectory: options.stateDirectory }),
+    });
     appendFileSync(config, options.settings?.(directory) ?? '');
     const client = [...ENDPOINTS.map((name) => `${name}: unix://${containerd.socket}`), 'timeout: 60'];
     writeFileSync(join(directory, 'crictl.yaml'), `${client.join('\n')}\n`);
@@ -153,14 +161,20 @@ export class Containerd {
     return this.log().split('\n').slice(-25).join('\n');
   }
 
-  /** Starts a client; the caller reads it or waits for it. The socket and the like are filled in. */
-  start(program: Program, args: readonly string[], options: CallOptions = {}): ChildProcess {
+  /** A client's words. */
+  command(program: Program, args: readonly string[]): string[] {
     const own = {
       ctr: [`--address=${this.socket}`],
       crictl: [`--config=${join(this.directory, 'crictl.yaml')}`],
       critest: ENDPOINTS.map((name) => `--${name}=unix://${this.socket}`),
     };
-    const child = spawn(this.#path(program), [...own[program], ...args], {
+    return [this.#path(program), ...own[program], ...args];
+  }
+
+  /** Starts a client; the caller reads it or waits for it. The socket and the like are filled in. */
+  start(program: Program, args: readonly string[], options: CallOptions = {}): ChildProcess {
+    const [file = '', ...words] = this.command(program, args);
+    const child = spawn(file, words, {
       cwd: this.directory,
       env: { PATH: SYSTEM_PATH, HOME: this.directory },
       stdio: [options.stdin === undefined || options.stdin === 'ignore' ? 'ignore' : 'pipe', 'pipe', 'pipe'],

@@ -10,3 +10,4 @@ export { requirePiece, unpacked } from './pieces.ts';
 export { type ContainerOptions, HOST_NETWORK, type PodOptions } from './pods.ts';
 export { lostSpecs } from './results.ts';
 export { Soak, type SoakPart } from './soak.ts';
+export { type ExecStreams, TaskClient } from './task-client.ts';

@@ -127,7 +127,7 @@ test('links, addresses, routes, rules and neighbours made by hand are the guestâ
     'all',
   );
   await runIn('all', 'all', 'sleep', '10000');
-  await same('all', 'all');
+  await becomesSame('all', 'all');
 
   await t.test('host and guest reach each other: ping, TCP both ways with a checksum, UDP', async (t) => {
     await exec('all', 'ping', '-c', '2', '-s', '1300', '10.90.0.1');
@@ -285,7 +285,7 @@ test('plugins: ptp with both families, macvlan, and a bridge with another MAC ad
   ];
   for (const [ifname, config] of configs) await cni('ADD', 'cni', ifname, config);
   await runIn('cni', 'cni', 'sleep', '10000');
-  await same('cni', 'cni');
+  await becomesSame('cni', 'cni');
   await exec('cni', 'ping', '-c', '1', '10.98.0.1');
   await exec('cni', 'ping', '-6', '-c', '1', 'fd98::1');
   // To the other end of the wire that the macvlan is on.

@@ -12,6 +12,8 @@ const LIBRARIES = 'lib/x86_64-linux-gnu';
 export const BUSYBOX = `${E2E}/busybox:1.29-2`;
 export const HTTPD = `${E2E}/httpd:2.4.39-4`;
 export const NGINX = `${E2E}/nginx:1.14-2`;
+/** Asks for SIGUSR1 to be stopped. */
+export const STOPPED_BY_USR1 = `${CRI_TOOLS}/stop-signal:latest`;
 const PAUSE_VERSIONS = ['3.6', '3.9', '3.10', '3.10.1', '3.10.2'];
 
 /** Writes an OCI layout with all images into `layout`; `work` is an empty directory for their files. */
@@ -50,6 +52,7 @@ export function buildImages(layout: string, work: string): void {
   const busybox = layer('busybox', fillBusybox);
   const shell: RunConfig = { Cmd: ['sh'] };
   images.addImage([BUSYBOX, 'docker.io/library/busybox:latest'], [busybox], shell);
+  images.addImage([STOPPED_BY_USR1], [busybox], { ...shell, StopSignal: 'SIGUSR1' });
   images.addImage([HTTPD], [busybox, layer('httpd')], { Cmd: ['httpd-foreground'] });
 
   const nginx = layer('nginx', fillNginx);

@@ -4,7 +4,7 @@ export type { ContainerdVersion, RuntimeHandler } from './config.ts';
 export { type CallOptions, Containerd, type ContainerdOptions, type Pod } from './containerd.ts';
 export type { CritestOptions, SpecResult } from './critest.ts';
 export { keepsPassing } from './gate.ts';
-export { BUSYBOX, HTTPD, NGINX } from './images.ts';
+export { BUSYBOX, HTTPD, NGINX, STOPPED_BY_USR1 } from './images.ts';
 export { must } from './layout.ts';
 export { requirePiece, unpacked } from './pieces.ts';
 export { type ContainerOptions, HOST_NETWORK, type PodOptions } from './pods.ts';

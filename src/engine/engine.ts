@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import type { CreateContainer } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
 import type { ImageStore, ResolvedImage } from '../image/index.ts';
-import type { Assets, ContainerPlan, ProcessEnd, Sandbox, SandboxServices } from '../sandbox/index.ts';
+import type { Assets, ContainerPlan, OomEntry, ProcessEnd, Sandbox, SandboxServices } from '../sandbox/index.ts';
 import { exitOf, failpoint, heldBy, sandboxOf } from '../sandbox/index.ts';
 import { type AssetWish, findTool } from './assets.ts';
 import type { Container } from './container.ts';
@@ -151,12 +151,12 @@ export class Engine {
   /** What a sandbox of this engine tells about itself. */
   eventsOf(uid: string): {
     onExit(end: ProcessEnd): Promise<void>;
-    onOom(containerId: string, sequence: number): void;
+    onOom(entry: OomEntry): void;
     onGone(uid: string): void;
   } {
     return {
       onExit: (end) => this.#onExit(uid, end),
-      onOom: (containerId, sequence) => {
+      onOom: ({ containerId, sequence }) => {
         const container = this.containers.byId(containerId);
         if (container !== undefined) this.emit('oom', container, {}, { key: `${uid} ${sequence}` });
       },

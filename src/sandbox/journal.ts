@@ -56,7 +56,7 @@ export class JournalTaker {
       case 'exit':
         return this.#events.onExit(entry);
       case 'oom':
-        return this.#events.onOom(entry.containerId, entry.sequence);
+        return this.#events.onOom(entry);
       case 'guest-panic':
       case 'agent-lost':
         this.lastWords = entry.evidence;

@@ -84,12 +84,15 @@ export interface Assets {
 export interface SandboxEvents {
   /** Resolves when the exit is recorded; it is acknowledged to the keeper after that. */
   onExit(entry: ProcessEnd): Promise<void>;
-  onOom(containerId: string, sequence: number): void;
+  /** May be told again by a later engine: the entry's number and time are the same then. */
+  onOom(entry: OomEntry): void;
   /** Nothing of the sandbox is left. */
   onGone(uid: string): void;
   /** There is a connection to the keeper: the first one, or a new one after the old was lost. */
   onConnected?(keeper: Keeper): void;
 }
+
+export type OomEntry = Pick<JournalEntry, 'sequence' | 'atUnixNanos' | 'containerId'>;
 
 export type ProcessEnd = Pick<
   JournalEntry,

@@ -76,8 +76,8 @@ export class Door {
   get sandboxEvents(): SandboxEvents {
     return {
       onExit: (end) => this.#onExit(end),
-      onOom: (id) => {
-        if (this.tasks.peek(id) !== undefined) this.tell.oom(id);
+      onOom: ({ containerId, atUnixNanos }) => {
+        if (this.tasks.peek(containerId) !== undefined) this.tell.oom(containerId, String(atUnixNanos));
       },
       onGone: (uid) => {
         clearTimeout(this.#unused);

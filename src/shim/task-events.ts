@@ -71,8 +71,8 @@ export class TaskEvents {
     this.#publish('resumed', 'TaskResumed', rpc.TaskResumed, at, { container_id: id });
   }
 
-  oom(id: string): void {
-    this.#publish('oom', 'TaskOOM', rpc.TaskOOM, String(BigInt(Date.now()) * 1_000_000n), { container_id: id });
+  oom(id: string, at: string): void {
+    this.#publish('oom', 'TaskOOM', rpc.TaskOOM, at, { container_id: id });
   }
 
   #publish<T>(topic: string, type: string, message: Message<T>, at: string, value: T): void {

@@ -143,6 +143,15 @@ test('Wait outlives the engine, and an exit that nobody saw is told', async () =
   await ends();
 });
 
+test('what the kernel killed is told with the time of the journal, which every engine reads', async () => {
+  await world.runs();
+  world.keeper.append({ kind: 'oom', containerId: 'pod', atUnixNanos: 42n });
+  await until(() => count('/tasks/oom pod') === 1, 'it is told');
+  assert.equal(world.times[world.events.indexOf('/tasks/oom pod')], 42n);
+  await world.call('Kill', { id: 'pod', signal: 9 });
+  await ends();
+});
+
 test('a dead keeper takes its sandbox with it', async () => {
   await world.runs();
   world.keeper.die();

@@ -152,7 +152,7 @@ async function guestMemory(id: string): Promise<void> {
   const { sandbox } = await inspect(id);
   if (sandbox === undefined) throw new Error('a running container has no sandbox');
   // The workload's /proc belongs to its own pid namespace; the agent tells about itself in its metrics.
-  const keeper = await KeeperClient.connect(sandbox.runDir, 'benchmark');
+  const keeper = await KeeperClient.connect(sandbox.runDir, { version: 'benchmark' });
   const agent = new TtrpcAgent(keeper.ttrpc);
   for (let i = 0; i < 20; i += 1) await agent.check();
   const checks = await repeat(RUNS * 20, () => timed(() => agent.check()));

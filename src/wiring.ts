@@ -15,12 +15,12 @@ import {
   chooseVsock,
   createExt4Disk,
   createHostCgroup,
+  type EngineIdentity,
   hostTscKhz,
   identifyProcess,
   KeeperClient,
   killCgroup,
   launchKeeper,
-  leaveHostCgroups,
   limitHostCgroup,
   moveThreads,
   removeHostCgroup,
@@ -71,56 +71,37 @@ function main(): void {
     idleMinutes,
     exit: (code) => process.exit(code),
   };
-  void leaveHostCgroups()
-    .then(() => serve(options))
-    .catch(fatal);
+  serve(options).catch(fatal);
 }
 
 function services(paths: EnginePaths, cgroupParent: string): SandboxServices {
-  const script = process.argv[1] ?? '';
-  const engine = [
-    process.execPath,
-    ...process.execArgv,
-    script,
-    '--root',
-    paths.root,
-    '--run',
-    paths.run,
-    '--assets',
-    paths.assets,
-    '--cgroup-parent',
-    cgroupParent,
-  ];
+  const engine = engineStart(paths, cgroupParent);
   return {
-    host: sandboxHost(paths, cgroupParent),
+    host: sandboxHost(paths, cgroupParent, engine),
     hypervisor: qemu,
     sandboxesDir: join(paths.run, 's'),
-    engine: {
-      argv: (cgroups) => [
-        findTool(paths.assets, 'kata-keeper'),
-        'daemon',
-        ...['--lock', join(paths.run, 'katad.lock'), '--log', join(paths.run, 'katad.log')],
-        ...cgroups.flatMap((directory) => ['--cgroup', directory]),
-        ...['--', ...engine],
-      ],
-      env: Object.entries(process.env)
-        .filter(([name]) =>
-          [
-            'PATH',
-            'HOME',
-            'LANG',
-            'KATA_ROOT',
-            'KATA_RUN',
-            'KATA_ASSETS',
-            'KATA_CONF_FILE',
-            'KATA_VSOCK',
-            'KATA_FAILPOINTS',
-          ].includes(name),
-        )
-        .map(([name, value]) => `${name}=${value}`),
-      socket: join(paths.run, 'katad.sock'),
-    },
+    engine,
     log,
+  };
+}
+
+/** What of the environment an engine that a keeper starts again gets. */
+const KEPT_ENVIRONMENT = [
+  ...['PATH', 'HOME', 'LANG', 'KATA_ROOT', 'KATA_RUN', 'KATA_ASSETS'],
+  ...['KATA_CONF_FILE', 'KATA_VSOCK', 'KATA_FAILPOINTS'],
+];
+
+function engineStart({ root, run, assets }: EnginePaths, cgroupParent: string): SandboxServices['engine'] {
+  const script = process.argv[1] ?? '';
+  const katad = [process.execPath, ...process.execArgv, script];
+  const options = ['--root', root, '--run', run, '--assets', assets, '--cgroup-parent', cgroupParent];
+  const daemon = ['--lock', join(run, 'katad.lock'), '--log', join(run, 'katad.log')];
+  return {
+    argv: () => [findTool(assets, 'kata-keeper'), 'daemon', ...daemon, '--', ...katad, ...options],
+    env: Object.entries(process.env)
+      .filter(([name]) => KEPT_ENVIRONMENT.includes(name))
+      .map(([name, value]) => `${name}=${value}`),
+    socket: join(run, 'katad.sock'),
   };
 }
 
@@ -139,10 +120,19 @@ function doors(engine: Engine): Doors {
   });
 }
 
-const sandboxHost = (paths: EnginePaths, cgroupParent: string): SandboxHost => ({
+/** Without tools an engine can start nothing, and adopts what runs all the same. */
+function identity({ argv, env }: SandboxServices['engine']): EngineIdentity {
+  try {
+    return { version: VERSION, argv: argv(), env };
+  } catch {
+    return { version: VERSION };
+  }
+}
+
+const sandboxHost = (paths: EnginePaths, cgroupParent: string, engine: SandboxServices['engine']): SandboxHost => ({
   launchKeeper,
   connectKeeper: async (runDir, options) => {
-    const keeper = await KeeperClient.connect(runDir, VERSION, options);
+    const keeper = await KeeperClient.connect(runDir, identity(engine), options);
     return { keeper, agent: new TtrpcAgent(keeper.ttrpc) };
   },
   cleanup: runCleanup,

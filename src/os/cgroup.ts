@@ -115,15 +115,6 @@ export async function killCgroup(directories: readonly string[]): Promise<void> 
   }
 }
 
-/**
- * Moves this process to the top of every hierarchy, out of the group that it was started in: a keeper starts engines from its sandbox's,
- * and that ends with the sandbox. As far as the host lets it.
- */
-export async function leaveHostCgroups(): Promise<void> {
-  for (const { mountPoint } of await hostHierarchies())
-    await writeFile(join(mountPoint, 'cgroup.procs'), String(process.pid)).catch(() => {});
-}
-
 async function removeGroup(directory: string): Promise<void> {
   let children: string[];
   try {

@@ -8,6 +8,7 @@ import type {
   AgentReady,
   DoorAnswer,
   DoorCall,
+  EngineIdentity,
   JournalEntry,
   KeeperIdentity,
   KeeperProcess,
@@ -54,7 +55,7 @@ export class KeeperClient {
    * Connects to `<runDir>/k.sock` and greets. CONFLICT: keeper and engine have no protocol version in common (its sandbox
    * keeps running); KEEPER_UNAVAILABLE: nobody listens there.
    */
-  static async connect(runDir: string, engineVersion: string, options: CallOptions = {}): Promise<KeeperClient> {
+  static async connect(runDir: string, engine: EngineIdentity, options: CallOptions = {}): Promise<KeeperClient> {
     const bounds = { timeoutMs: DEFAULT_TIMEOUT_MS, ...options };
     let ttrpc: TtrpcClient | undefined;
     try {
@@ -62,8 +63,10 @@ export class KeeperClient {
       const request = {
         min_version: MIN_VERSION,
         max_version: MAX_VERSION,
-        engine_version: engineVersion,
+        engine_version: engine.version,
         engine_pid: process.pid,
+        engine: [...(engine.argv ?? [])],
+        engine_env: [...(engine.env ?? [])],
       };
       const hello = await invoke(ttrpc, 'Hello', rpc.HelloRequest, rpc.HelloResponse, request, bounds);
       if (hello.version < MIN_VERSION || hello.version > MAX_VERSION)

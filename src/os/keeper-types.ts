@@ -1,5 +1,13 @@
 /** What the keeper's calls take and give, in this project's units. proto/keeper.proto holds the contract. */
 
+/** What an engine tells a keeper of itself. */
+export interface EngineIdentity {
+  version: string;
+  /** How it is started again: argv and environment. Left out: as the keeper knows. */
+  argv?: readonly string[];
+  env?: readonly string[];
+}
+
 /** Whom this connection greeted. */
 export interface KeeperIdentity {
   protocolVersion: number;

@@ -29,6 +29,9 @@ export interface HelloRequest {
   max_version: number;
   engine_version: string;
   engine_pid: number;
+  /** How this engine is started again, as "engine" and "engine_env" of keeper.json, where the keeper writes it. Empty: as the keeper knows. */
+  engine: string[];
+  engine_env: string[];
 }
 
 export interface HelloResponse {
@@ -455,7 +458,7 @@ export const Empty: MessageFns<Empty> = {
 };
 
 function createBaseHelloRequest(): HelloRequest {
-  return { min_version: 0, max_version: 0, engine_version: "", engine_pid: 0 };
+  return { min_version: 0, max_version: 0, engine_version: "", engine_pid: 0, engine: [], engine_env: [] };
 }
 
 export const HelloRequest: MessageFns<HelloRequest> = {
@@ -471,6 +474,12 @@ export const HelloRequest: MessageFns<HelloRequest> = {
     }
     if (message.engine_pid !== 0) {
       writer.uint32(32).int32(message.engine_pid);
+    }
+    for (const v of message.engine) {
+      writer.uint32(42).string(v!);
+    }
+    for (const v of message.engine_env) {
+      writer.uint32(50).string(v!);
     }
     return writer;
   },
@@ -520,6 +529,22 @@ export const HelloRequest: MessageFns<HelloRequest> = {
             message.engine_pid = reader.int32();
             continue;
           }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.engine.push(reader.string());
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.engine_env.push(reader.string());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -541,6 +566,8 @@ export const HelloRequest: MessageFns<HelloRequest> = {
     message.max_version = object.max_version ?? 0;
     message.engine_version = object.engine_version ?? "";
     message.engine_pid = object.engine_pid ?? 0;
+    message.engine = object.engine?.map((e) => e) || [];
+    message.engine_env = object.engine_env?.map((e) => e) || [];
     return message;
   },
 };

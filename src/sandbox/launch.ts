@@ -1,5 +1,5 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import { KataError } from '../base/index.ts';
 import type { Device, MachineSpec, MachineTuning } from '../model/index.ts';
 import type { KeeperConfig } from '../os/index.ts';
@@ -125,8 +125,7 @@ async function launchKeeper(sandbox: Sandbox, signal: AbortSignal): Promise<void
     version: 1,
     uid,
     cgroups: cgroup.directories,
-    // The root of each hierarchy: `<root>/kata-ts/<uid>` is the sandbox's group.
-    engine: services.engine.argv(cgroup.directories.map((directory) => dirname(dirname(directory)))),
+    engine: services.engine.argv(),
     engine_env: services.engine.env,
     engine_socket: services.engine.socket,
     ...PORTS,

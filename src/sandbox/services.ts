@@ -104,8 +104,8 @@ export interface SandboxServices {
   hypervisor: Hypervisor;
   /** `<run>/s`. */
   sandboxesDir: string;
-  /** How a keeper starts an engine again; in these cgroups, or it would be in the sandbox's. */
-  engine: { argv(cgroups: readonly string[]): readonly string[]; env: readonly string[]; socket: string };
+  /** How a keeper starts an engine again. */
+  engine: { argv(): readonly string[]; env: readonly string[]; socket: string };
   /** One line for the engine's log. */
   log(message: string): void;
 }

@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
-import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { ApiClient } from '../../src/api/index.ts';
 import { FAILPOINTS, type Failpoint } from '../../src/sandbox/index.ts';
 import { collect, HANG_GUARD_MS, isStopped, kill9, type Output, TestEnv, until } from '../support/env.ts';
+import { keeperPid, sandboxDirs, spawnedPid } from '../support/sandbox-processes.ts';
 
 // The keeper, and the virtual machine, are killed at every step of a start and of a stop. The engine stands still at the step
 // meanwhile. One life of a container has a start that fails, one that works, and a stop.
@@ -34,42 +34,27 @@ interface Victim {
 }
 
 const sandboxDir = (): string => {
-  const dir = join(env.runDir, 's');
-  const [uid] = readdirSync(dir);
-  assert.ok(uid !== undefined, 'there is a sandbox');
-  return join(dir, uid);
+  const [dir] = sandboxDirs(env.runDir);
+  assert.ok(dir !== undefined, 'there is a sandbox');
+  return dir;
 };
-
-/** Before it is recorded, too. */
-function keeperPid(): number {
-  const dir = sandboxDir();
-  for (const name of readdirSync('/proc').filter((one) => /^\d+$/.test(one)))
-    try {
-      const argv = readFileSync(`/proc/${name}/cmdline`, 'latin1').split('\0');
-      if (argv[1] === 'serve' && argv.includes(dir)) return Number(name);
-    } catch {
-      // It ended while it was looked at.
-    }
-  throw new Error('no keeper runs');
-}
-
-function vmmPid(): number {
-  const { processes } = JSON.parse(readFileSync(join(sandboxDir(), 'pids.json'), 'utf8'));
-  const vmm = processes.find((one: { name: string }) => one.name === 'vmm');
-  return vmm.pid;
-}
+/** Fails when there is none. */
+const found = (pid: number | undefined): number => {
+  assert.ok(pid !== undefined, 'the victim runs');
+  return pid;
+};
 
 const VICTIMS: Victim[] = [
   {
     what: 'the keeper',
-    find: keeperPid,
+    find: () => found(keeperPid(sandboxDir())),
     starts: steps('start.keeper-launched', 'start.answer'),
     told: /keeper.*(SIGKILL|died)/,
     causes: /^(keeper-died|process)$/,
   },
   {
     what: 'the VMM',
-    find: vmmPid,
+    find: () => found(spawnedPid(sandboxDir(), 'vmm')),
     starts: steps('start.machine-started', 'start.answer'),
     told: /vmm.*killed by signal 9/,
     causes: /^(vmm-killed|process)$/,

@@ -23,7 +23,7 @@ class FakeEngine implements Disposable {
   }
 
   static async connect(dir: string): Promise<FakeEngine> {
-    return new FakeEngine(await KeeperClient.connect(dir, 'test', OPTIONS));
+    return new FakeEngine(await KeeperClient.connect(dir, { version: 'test' }, OPTIONS));
   }
 
   async next(): Promise<{ calls: DoorCall[]; dropped: number[] }> {

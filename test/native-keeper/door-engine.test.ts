@@ -1,12 +1,21 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdirSync, readdirSync, readFileSync, readlinkSync, rmdirSync, statSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmdirSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { createServer, type Server } from 'node:http';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import * as rpc from '../../src/rpc/keeper.ts';
-import { STATUS, TtrpcError } from '../../src/ttrpc/index.ts';
+import { STATUS, TtrpcClient, TtrpcError } from '../../src/ttrpc/index.ts';
 import { alive, KEEPER, readLog, Sandbox, until } from './support.ts';
 
 /** An engine's HTTP side: takes announcements, answers them with `statuses` in turn and 200 from then on. */
@@ -147,12 +156,60 @@ test('the keeper moves into cgroups, and so do the processes that it starts', as
   assert.deepEqual(inside.sort(), [sandbox.hello.pid, pid].sort());
 });
 
-test('an engine’s cgroup is made when it is missing', async (t) => {
-  const directory = makeCgroup(t, `kata-daemon-${process.pid}`);
-  rmdirSync(directory);
-  await using sandbox = await Sandbox.start();
-  const files = ['--lock', join(sandbox.dir, 'lock'), '--log', join(sandbox.dir, 'log')];
-  const daemon = spawnSync(KEEPER, ['daemon', ...files, '--cgroup', directory, '--', '/bin/cat', '/proc/self/cgroup']);
+test('keeper and engine leave the cgroups that they were started in', async (t) => {
+  const directory = makeCgroup(t, `kata-starter-${process.pid}`);
+  const root = join(directory, '..');
+  await using own = await Sandbox.start();
+  const files = ['--lock', join(own.dir, 'lock'), '--log', join(own.dir, 'log')];
+  writeFileSync(join(directory, 'cgroup.procs'), String(process.pid));
+  const moved = Sandbox.start();
+  const daemon = spawnSync(KEEPER, ['daemon', ...files, '--', '/bin/cat', '/proc/self/cgroup']);
+  await using sandbox = await moved.finally(() => writeFileSync(join(root, 'cgroup.procs'), String(process.pid)));
   assert.equal(daemon.status, 0, String(daemon.stderr));
-  assert.match(readLog(join(sandbox.dir, 'log')), new RegExp(`/kata-daemon-${process.pid}\n`));
+  for (const groups of [readLog(join(own.dir, 'log')), readFileSync(`/proc/${sandbox.hello.pid}/cgroup`, 'utf8')])
+    assert.deepEqual(
+      groups.split('\n').filter((line) => line !== '' && !line.endsWith(':/')),
+      [],
+    );
+});
+
+/** Greets as an engine that is started so. */
+async function greet(sandbox: Sandbox, engine: string[], engine_env: string[] = []): Promise<TtrpcClient> {
+  const client = await TtrpcClient.connect(join(sandbox.dir, 'k.sock'), { timeoutMs: 60_000 });
+  const versions = { min_version: 1, max_version: 1, engine_version: 'newer', engine_pid: process.pid };
+  const hello = rpc.HelloRequest.encode({ ...versions, engine, engine_env }).finish();
+  await client.call('kata.keeper.v1.Keeper', 'Hello', hello, { timeoutMs: 60_000 });
+  return client;
+}
+
+test('the engine that connected last is started again, not the one of the keeper’s start', async () => {
+  await using sandbox = await doorSandbox(['/bin/sh', '-c', 'printf x >> DIR/starts']);
+  const newer = ['/bin/sh', '-c', `printf $PLACE >> ${sandbox.dir}/newer`];
+  const client = await greet(sandbox, newer, ['PLACE=b=c']);
+  const before = starts(sandbox);
+  sandbox.client.close();
+  client.close();
+  await until('a start', () => readLog(join(sandbox.dir, 'newer')).startsWith('b=c'));
+  assert.equal(starts(sandbox), before);
+  const { uid, engine, engine_env } = JSON.parse(readFileSync(join(sandbox.dir, 'keeper.json'), 'utf8'));
+  assert.deepEqual({ uid, engine, engine_env }, { uid: '0123456789ab', engine: newer, engine_env: ['PLACE=b=c'] });
+});
+
+test('an engine whose program is gone is named', async () => {
+  await using sandbox = await doorSandbox();
+  const client = await greet(sandbox, [
+    '/bin/false',
+    'daemon',
+    '--',
+    '/bin/sh',
+    '--option',
+    '/gone/katad.mjs',
+    '--root',
+    '/no',
+  ]);
+  sandbox.client.close();
+  client.close();
+  await until('the reason in the log', () =>
+    readLog(join(sandbox.dir, 'keeper.log')).includes('exited with code 1: /gone/katad.mjs is not there; `kata ps` of'),
+  );
 });

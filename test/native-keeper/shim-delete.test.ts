@@ -22,7 +22,7 @@ const nothingLeft = (shim: Shim): void =>
 
 /** Starts a stand-in for the VMM in the sandbox. */
 async function spawnVmm(socket: string, argv = ['/bin/sleep', '1000']): Promise<number> {
-  const keeper = await KeeperClient.connect(dirname(socket), 'test', OPTIONS);
+  const keeper = await KeeperClient.connect(dirname(socket), { version: 'test' }, OPTIONS);
   const { pid } = await keeper.spawn({ name: 'vmm', argv, env: [], fds: [], essential: true }, OPTIONS);
   keeper.close();
   return pid;
@@ -90,7 +90,7 @@ test('after a keeper’s death the container’s delete ends what is left, the s
   const container = shim.bundle('c', cri('container', 'pod'));
   const socket = shim.started('pod', pod);
   const group = cgroup(t, socket);
-  const keeper = await KeeperClient.connect(dirname(socket), 'test', OPTIONS);
+  const keeper = await KeeperClient.connect(dirname(socket), { version: 'test' }, OPTIONS);
   await keeper.enterCgroups([group], OPTIONS);
   keeper.close();
   // What the VMM starts hears no parent-death signal.

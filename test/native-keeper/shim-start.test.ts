@@ -40,7 +40,7 @@ test('start makes a sandbox whose keeper holds containerd’s calls, and prints 
   const keeper = shim.keeperOf(socket);
   assert.equal(readFileSync(`/proc/${keeper}/environ`, 'latin1').includes('TTRPC_ADDRESS'), false);
   const containerd = await TtrpcClient.connect(socket, OPTIONS);
-  const engine = await KeeperClient.connect(dirname(socket), 'test', OPTIONS);
+  const engine = await KeeperClient.connect(dirname(socket), { version: 'test' }, OPTIONS);
   const answer = containerd.call('containerd.task.v2.Task', 'State', Buffer.from('q'), OPTIONS);
   for await (const { calls } of engine.doorCalls()) {
     await engine.answerCall(calls[0]?.operation as number, { payload: Buffer.from('a') });

@@ -104,7 +104,14 @@ export class Sandbox implements AsyncDisposable {
 
   async connect(): Promise<void> {
     this.client = await TtrpcClient.connect(join(this.dir, 'k.sock'), { timeoutMs: HANG_GUARD_MS });
-    const request = { min_version: 1, max_version: 1, engine_version: 'test', engine_pid: process.pid };
+    const request = {
+      min_version: 1,
+      max_version: 1,
+      engine_version: 'test',
+      engine_pid: process.pid,
+      engine: [],
+      engine_env: [],
+    };
     this.hello = await this.call('Hello', rpc.HelloRequest, rpc.HelloResponse, request);
   }
 

@@ -1,6 +1,7 @@
 //! Control groups that the keeper, or an engine that it starts, moves into.
 use crate::failure;
 use crate::keeper::Keeper;
+use crate::look;
 use crate::sys;
 use kata_protocol::envelope::Status;
 use kata_protocol::keeper::EnterCgroupsRequest;
@@ -8,7 +9,6 @@ use kata_protocol::ttrpc::{status, Code};
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -24,12 +24,31 @@ pub fn enter(group: &Path) -> io::Result<()> {
     })
 }
 
-/// The same, for a group that may have to be made in its parent first.
-pub fn enter_or_make(group: &Path) -> io::Result<()> {
-    match fs::DirBuilder::new().mode(0o755).create(group) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => enter(group),
+/// Moves this process to the top of every hierarchy, out of the groups that it was started in: they are a service's or a session's,
+/// and end with that. Gives what the host does not let it leave.
+pub fn leave() -> Vec<String> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let tops = tops(&mounts);
+    tops.iter().filter_map(|top| enter(top).err().map(|error| format!("{}: {error}", top.display()))).collect()
+}
+
+/// Where each hierarchy is mounted (proc_pid_mountinfo(5)). A bind mount of one of its groups does not count beside the whole of it.
+fn tops(mountinfo: &str) -> Vec<PathBuf> {
+    let mut found: Vec<(&str, bool, PathBuf)> = Vec::new();
+    for line in mountinfo.lines() {
+        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let [_, _, device, root, point] = left.split(' ').take(5).collect::<Vec<_>>()[..] else { continue };
+        if !matches!(right.split(' ').next(), Some("cgroup" | "cgroup2")) {
+            continue;
+        }
+        let (whole, point) = (root == "/", look::mount_point(point.as_bytes()));
+        match found.iter_mut().find(|(other, ..)| *other == device) {
+            Some(known) if whole && !known.1 => *known = (device, whole, point),
+            Some(_) => {}
+            None => found.push((device, whole, point)),
+        }
     }
+    found.into_iter().map(|(.., point)| point).collect()
 }
 
 /// Ends every process of a sandbox's own group and removes it, with the groups below. Processes that were killed may still be
@@ -76,4 +95,24 @@ pub fn enter_asked(keeper: &Keeper, request: EnterCgroupsRequest) -> Result<(), 
     }
     *keeper.cgroups.borrow_mut() = groups;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tops;
+    use std::path::PathBuf;
+
+    #[test]
+    fn finds_the_top_of_each_hierarchy() {
+        let mounts = "\
+            30 25 0:26 /user.slice/a /mnt/bound rw - cgroup cgroup rw,cpu,cpuacct\n\
+            31 25 0:26 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
+            32 25 0:26 / /sys/fs/cgroup/again rw - cgroup cgroup rw,cpu,cpuacct\n\
+            33 25 0:27 / /sys/fs/cgroup/systemd rw - cgroup systemd rw,xattr,name=systemd\n\
+            34 25 0:28 / /a\\040place/unified rw - cgroup2 cgroup2 rw\n\
+            35 25 8:1 / / rw - ext4 /dev/root rw\n\
+            nonsense - cgroup\n";
+        let expected = ["/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/systemd", "/a place/unified"];
+        assert_eq!(tops(mounts), expected.map(PathBuf::from));
+    }
 }

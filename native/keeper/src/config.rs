@@ -1,5 +1,5 @@
 //! `keeper.json`, as docs/ARCHITECTURE.md gives it. Unknown members are refused; every problem is reported at once.
-use crate::json::{self, Value};
+use crate::json::{self, Value, Writer};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -24,14 +24,20 @@ pub enum VsockMode {
     Auto { socket: PathBuf, ready_port: u32 },
 }
 
+/// How an engine is started.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineStart {
+    /// Empty: the keeper never starts one.
+    pub argv: Vec<String>,
+    pub env: Vec<(String, String)>,
+}
+
 #[derive(Debug, Clone)]
 pub struct Config {
     pub uid: String,
     pub cgroups: Vec<PathBuf>,
     pub vsock: VsockMode,
-    /// argv that starts the engine; empty: the keeper never starts one.
-    pub engine: Vec<String>,
-    pub engine_env: Vec<(String, String)>,
+    pub engine: EngineStart,
     pub engine_socket: PathBuf,
     /// Where containerd calls; `None`: this sandbox has no door.
     pub task_socket: Option<PathBuf>,
@@ -44,6 +50,32 @@ pub fn load(path: &Path) -> Result<Config, String> {
     let describe = |problem: String| format!("keeper configuration {}: {problem}", path.display());
     let text = read_bounded(path, MAX_CONFIG_BYTES).map_err(|error| describe(error.to_string()))?;
     parse(&text).map_err(describe)
+}
+
+/// Puts another engine into the configuration.
+pub fn replace_engine(path: &Path, argv: &[String], env: &[String]) -> io::Result<EngineStart> {
+    let text = with_engine(&read_bounded(path, MAX_CONFIG_BYTES)?, argv, env).map_err(io::Error::other)?;
+    let engine = parse(&text).map_err(io::Error::other)?.engine;
+    let temporary = path.with_extension("json.new");
+    std::fs::write(&temporary, text)?;
+    std::fs::rename(temporary, path)?;
+    Ok(engine)
+}
+
+fn with_engine(text: &str, argv: &[String], env: &[String]) -> Result<String, String> {
+    let Value::Object(members) = json::parse(text)? else { return Err("expected an object".to_owned()) };
+    let mut changed = Writer::object();
+    for (name, value) in members {
+        changed = match name.as_str() {
+            "engine" => changed.raw(&name, json::strings(argv)),
+            "engine_env" => changed.raw(&name, json::strings(env)),
+            _ => changed.raw(&name, value),
+        };
+    }
+    match changed.end() + "\n" {
+        text if text.len() as u64 > MAX_CONFIG_BYTES => Err(format!("over {MAX_CONFIG_BYTES} bytes")),
+        text => Ok(text),
+    }
 }
 
 /// A text file of at most `max` bytes.
@@ -66,8 +98,7 @@ fn parse(text: &str) -> Result<Config, String> {
         uid: reader.string("uid"),
         cgroups: reader.paths("cgroups"),
         vsock: reader.vsock_and_ready_port(),
-        engine: reader.strings("engine"),
-        engine_env: reader.environment("engine_env"),
+        engine: EngineStart { argv: reader.strings("engine"), env: reader.environment("engine_env") },
         engine_socket: reader.path("engine_socket"),
         task_socket: reader.has("task_socket").then(|| reader.path("task_socket")),
         agent_port: reader.port("agent_port"),
@@ -219,7 +250,7 @@ mod tests {
     fn reads_the_documented_form() {
         let config = parse(GOOD).unwrap();
         assert_eq!(config.vsock, VsockMode::Hybrid { socket: PathBuf::from("/run/k/v.sock"), ready_port: 1030 });
-        assert_eq!(config.engine_env, vec![("A".to_owned(), "b=c".to_owned())]);
+        assert_eq!(config.engine.env, vec![("A".to_owned(), "b=c".to_owned())]);
         assert_eq!((config.agent_port, config.task_socket), (1024, None));
         let door = GOOD.replace("\"engine\"", "\"task_socket\":\"/run/t.sock\",\"engine\"");
         assert_eq!(parse(&door).unwrap().task_socket, Some(PathBuf::from("/run/t.sock")));
@@ -228,6 +259,16 @@ mod tests {
         let kernel = GOOD.replace(r#"{"mode":"hybrid","socket":"/run/k/v.sock"}"#, r#"{"mode":"kernel"}"#);
         assert!(parse(&kernel).unwrap_err().contains("\"ready_port\" is not known"));
         assert_eq!(parse(&kernel.replace(r#","ready_port":1030"#, "")).unwrap().vsock, VsockMode::Kernel);
+    }
+
+    #[test]
+    fn another_engine_takes_the_first_ones_place_and_nothing_else_changes() {
+        let (argv, env) = (["/new/kata-keeper", "a \"b\""].map(str::to_owned), ["A=c".to_owned()]);
+        let text = with_engine(GOOD, &argv, &env).unwrap();
+        let (old, new) = (parse(GOOD).unwrap(), parse(&text).unwrap());
+        assert_eq!(new.engine, EngineStart { argv: argv.to_vec(), env: vec![("A".to_owned(), "c".to_owned())] });
+        assert_eq!(format!("{:?}", Config { engine: old.engine.clone(), ..new }), format!("{old:?}"));
+        assert!(with_engine(GOOD, &vec!["x".repeat(1000); 1000], &env).unwrap_err().contains("over"));
     }
 
     #[test]

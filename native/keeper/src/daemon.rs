@@ -6,7 +6,6 @@ use std::fs::OpenOptions;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::Command;
 
 /// Another engine holds the lock (EX_TEMPFAIL of sysexits.h).
@@ -16,10 +15,6 @@ pub const LOCKED: i32 = 75;
 pub fn run(mut arguments: Arguments) -> Result<i32, String> {
     let lock_path = arguments.value("--lock")?;
     let log_path = arguments.value("--log")?;
-    let mut cgroups = Vec::new();
-    while let Some(cgroup) = arguments.optional("--cgroup")? {
-        cgroups.push(cgroup);
-    }
     arguments.end()?;
     let Some((program, rest)) = arguments.command.split_first() else { return Err("no command after --".to_owned()) };
     unsafe { libc::umask(0o077) };
@@ -38,9 +33,7 @@ pub fn run(mut arguments: Arguments) -> Result<i32, String> {
         return Ok(LOCKED);
     }
     let log = private(OpenOptions::new().append(true), &log_path)?;
-    for cgroup in cgroups {
-        cgroups::enter_or_make(Path::new(&cgroup)).map_err(|error| format!("enter cgroup {cgroup}: {error}"))?;
-    }
+    cgroups::leave();
     let null = OpenOptions::new().read(true).open("/dev/null").map_err(|error| format!("/dev/null: {error}"))?;
     // The lock lives as long as its descriptor: closing any other descriptor of the file would give it up, too.
     sys::set_cloexec(lock.as_raw_fd(), false).map_err(|error| format!("{lock_path}: {error}"))?;

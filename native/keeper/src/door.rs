@@ -158,7 +158,7 @@ fn forget(keeper: &Keeper) -> io::Result<()> {
 
 /// What a person needs to get an engine again.
 fn no_engine(keeper: &Keeper, door: &Door, method: &str) -> String {
-    let engine = &keeper.config.engine;
+    let engine = &keeper.engine.borrow().argv;
     let log = engine.iter().position(|word| word == "--log").and_then(|at| engine.get(at + 1));
     let trouble = door.trouble.borrow();
     let mut text = format!("{method}: no engine (katad) took the call in time");

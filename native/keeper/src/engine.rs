@@ -1,11 +1,14 @@
 //! Starts an engine again when the sandbox lives and none is connected. A sandbox with a door tells the engine that it is there.
+use crate::config::{self, EngineStart};
 use crate::daemon::LOCKED;
 use crate::keeper::Keeper;
 use crate::spawn::describe_wait_status;
 use crate::sys;
+use kata_protocol::keeper::HelloRequest;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -51,7 +54,7 @@ pub async fn watch(keeper: Rc<Keeper>) {
         }
         delay = (delay * 2).clamp(FIRST_DELAY, LONGEST_DELAY);
         // A living engine takes the sandbox up by itself; a second one would only lose the lock.
-        if !keeper.lives() || reach(&keeper, &mut engines).await || keeper.config.engine.is_empty() {
+        if !keeper.lives() || reach(&keeper, &mut engines).await || keeper.engine.borrow().argv.is_empty() {
             continue;
         }
         if starts == MAX_STARTS {
@@ -71,7 +74,7 @@ pub async fn watch(keeper: Rc<Keeper>) {
                     delay = Duration::ZERO;
                 }
             }
-            Err(error) => trouble(&keeper, format!("engine {}: {error}", keeper.config.engine[0])),
+            Err(error) => trouble(&keeper, format!("the engine cannot be started: {error}{}", absent(&keeper))),
         }
     }
 }
@@ -151,7 +154,9 @@ async fn come_up(keeper: &Rc<Keeper>, engines: &mut Engines, pid: i32) -> bool {
             {
                 std::future::pending().await
             }
-            Ok(Ok(status)) => trouble(keeper, format!("the engine {}", describe_wait_status(status))),
+            Ok(Ok(status)) => {
+                trouble(keeper, format!("the engine {}{}", describe_wait_status(status), absent(keeper)));
+            }
             _ => {}
         }
     };
@@ -168,13 +173,43 @@ async fn come_up(keeper: &Rc<Keeper>, engines: &mut Engines, pid: i32) -> bool {
     }
 }
 
+/// The engine that connected is the one that is started again: it may be of another build, in another place, than the one that the
+/// keeper was started with.
+pub fn learn(keeper: &Keeper, hello: &HelloRequest) {
+    let (argv, env) = (&hello.engine, &hello.engine_env);
+    let known = keeper.engine.borrow().clone();
+    let pairs = known.env.iter().map(|(name, value)| format!("{name}={value}"));
+    if argv.is_empty() || (known.argv == *argv && pairs.eq(env.iter().cloned())) {
+        return;
+    }
+    match config::replace_engine(&keeper.dir.join("keeper.json"), argv, env) {
+        Ok(engine) => {
+            keeper.note(&format!("the engine is from now on started by {}", argv.join(" ")));
+            keeper.engine.replace(engine);
+        }
+        Err(error) => keeper.note(&format!("the engine is started as before, for keeper.json: {error}")),
+    }
+}
+
+/// What of the engine's programs is not there any more, in words: of `kata-keeper daemon … -- PROGRAM [OPTION]… SCRIPT …`.
+fn absent(keeper: &Keeper) -> String {
+    let argv = &keeper.engine.borrow().argv;
+    let command = argv.iter().position(|word| word == "--").map_or(&[][..], |at| &argv[at + 1..]);
+    let script = command.iter().skip(1).find(|word| word.starts_with('/'));
+    let mut programs = argv.first().into_iter().chain(command.first()).chain(script);
+    match programs.find(|path| path.starts_with('/') && !Path::new(path).exists()) {
+        Some(path) => format!(": {path} is not there; `kata ps` of a build that is installed starts that one's engine"),
+        None => String::new(),
+    }
+}
+
 /// Starts the engine outside of everything that is the sandbox's: mount namespace, directory, environment, session. Its
-/// cgroup is entered by `kata-keeper daemon --cgroup` of the engine's argv.
+/// cgroups are left by `kata-keeper daemon` of the engine's argv.
 fn start(keeper: &Keeper) -> io::Result<i32> {
-    let argv = &keeper.config.engine;
+    let EngineStart { argv, env } = &*keeper.engine.borrow();
     let host_mounts = keeper.host_mounts.borrow().as_raw_fd();
     let mut command = Command::new(&argv[0]);
-    command.args(&argv[1..]).env_clear().envs(keeper.config.engine_env.iter().map(|(name, value)| (name, value)));
+    command.args(&argv[1..]).env_clear().envs(env.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     // SAFETY: system calls only.
     unsafe {

@@ -13,6 +13,29 @@ pub enum Value {
     Object(Vec<(String, Value)>),
 }
 
+impl std::fmt::Display for Value {
+    fn fmt(&self, out: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Value::Null => out.write_str("null"),
+            Value::Bool(value) => write!(out, "{value}"),
+            Value::Integer(value) => write!(out, "{value}"),
+            Value::String(text) => {
+                let mut quoted = String::new();
+                quote(&mut quoted, text);
+                out.write_str(&quoted)
+            }
+            Value::Array(items) => {
+                let items: Vec<String> = items.iter().map(Value::to_string).collect();
+                write!(out, "[{}]", items.join(","))
+            }
+            Value::Object(members) => {
+                let text = members.iter().fold(Writer::object(), |text, (name, value)| text.raw(name, value)).end();
+                out.write_str(&text)
+            }
+        }
+    }
+}
+
 const MAX_DEPTH: usize = 8;
 /// Inside of a member that is not looked into.
 const MAX_SKIPPED_DEPTH: usize = 10_000;

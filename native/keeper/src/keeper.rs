@@ -1,6 +1,6 @@
 //! What one keeper knows about its sandbox. One thread: every part borrows briefly and never across an await.
 use crate::bounded_file::BoundedFile;
-use crate::config::Config;
+use crate::config::{Config, EngineStart};
 use crate::door::Door;
 use crate::journal::Journal;
 use crate::netns::Netns;
@@ -54,6 +54,8 @@ pub struct Keeper {
     /// The mount namespace of the keeper's caller, in which an engine is started and the host's paths are looked up. containerd's may
     /// be another one after it was started again.
     pub host_mounts: RefCell<OwnedFd>,
+    /// As the configuration says, or the newest engine did.
+    pub engine: RefCell<EngineStart>,
     /// Where containerd calls; `None` for a sandbox of the engine's own.
     pub door: Option<Door>,
     /// The groups that the keeper is in.

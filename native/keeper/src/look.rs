@@ -59,7 +59,12 @@ fn facts_of(path: &Path, mounts: &[PathBuf]) -> io::Result<PathFacts> {
 /// The fifth field of each line of proc_pid_mountinfo(5), in which blanks and backslashes are octal numbers.
 fn mount_points(mountinfo: &[u8]) -> Vec<PathBuf> {
     let fields = mountinfo.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
-    fields.map(|field| PathBuf::from(OsString::from_vec(unescape(field)))).collect()
+    fields.map(mount_point).collect()
+}
+
+/// The path that such a field stands for.
+pub fn mount_point(field: &[u8]) -> PathBuf {
+    PathBuf::from(OsString::from_vec(unescape(field)))
 }
 
 fn unescape(field: &[u8]) -> Vec<u8> {

@@ -54,7 +54,7 @@ use arguments::Arguments;
 
 const USAGE: &str = "usage:
   kata-keeper serve --dir DIR --uid UID --config FILE
-  kata-keeper daemon --lock FILE --log FILE [--cgroup DIR]... -- COMMAND...
+  kata-keeper daemon --lock FILE --log FILE -- COMMAND...
   kata-keeper cleanup --dir DIR
   kata-keeper kvm-probe
   kata-keeper --version";

@@ -51,6 +51,7 @@ fn serve(arguments: &mut Arguments, ready: &mut Option<File>) -> Result<(), Stri
         return Err(format!("--uid {uid} and the configuration's {} differ, or --dir is not absolute", config.uid));
     }
     if !entered {
+        cgroups::leave();
         for cgroup in &config.cgroups {
             cgroups::enter(cgroup).map_err(|error| format!("enter cgroup {}: {error}", cgroup.display()))?;
         }
@@ -146,6 +147,7 @@ fn start(config: Config, dir: PathBuf, host_mounts: OwnedFd) -> Step<watch::Rece
     let keeper = Rc::new(Keeper {
         shares: RefCell::new(Shares::new(&dir)),
         cgroups: RefCell::new(config.cgroups.clone()),
+        engine: RefCell::new(config.engine.clone()),
         netns: RefCell::default(),
         network: Network::default(),
         door: config.task_socket.is_some().then(Door::new),

@@ -4,6 +4,7 @@ use crate::agent::{self, AGENT_SERVICE, EXTENSION_SERVICE};
 use crate::cgroups;
 use crate::create;
 use crate::door;
+use crate::engine;
 use crate::failure;
 use crate::keeper::{Agent, AgentState, Keeper};
 use crate::look;
@@ -86,6 +87,7 @@ impl EngineHandler {
     fn hello(&self, request: HelloRequest) -> Result<HelloResponse, Status> {
         let meets = (request.min_version..=request.max_version).contains(&PROTOCOL_VERSION);
         if meets && !self.greeted.replace(true) {
+            engine::learn(&self.keeper, &request);
             self.keeper.engines.send_modify(|engines| *engines += 1);
             self.keeper.note(&format!("engine {} (pid {}) connected", request.engine_version, request.engine_pid));
         }

@@ -40,7 +40,7 @@ async function keeper(t: TestContext, methods: Record<string, MethodHandler>): P
     await server.close();
     rmSync(dir, { recursive: true });
   });
-  const client = await KeeperClient.connect(dir, '0.1.0');
+  const client = await KeeperClient.connect(dir, { version: '0.1.0' });
   t.after(() => client.close());
   return client;
 }
@@ -70,7 +70,7 @@ test('greets, and refuses a keeper without a common version', async (t) => {
     assert.match(error.message, /keeper 9\.0 of sandbox 0123456789ab/);
     return error.code === 'CONFLICT';
   });
-  await assert.rejects(KeeperClient.connect('/nonexistent', '0.1.0'), code('KEEPER_UNAVAILABLE'));
+  await assert.rejects(KeeperClient.connect('/nonexistent', { version: '0.1.0' }), code('KEEPER_UNAVAILABLE'));
 });
 
 test('spawn passes everything on, and tells the last words of a VMM that ended', async (t) => {

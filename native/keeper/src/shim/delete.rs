@@ -38,7 +38,7 @@ pub fn run(flags: &Flags, settings: &Settings, name: &str) -> Vec<u8> {
     let response = match locate(&places, flags, &bundle) {
         Ok(Some((dir, own))) => {
             let response = how_it_ended(&dir, &flags.id);
-            if let Err(problems) = end(&dir, own, settings) {
+            if let Err(problems) = end(&dir, own, flags, settings) {
                 warnings.extend(problems);
             }
             response
@@ -73,8 +73,8 @@ fn locate(places: &Places, flags: &Flags, bundle: &Path) -> Result<Option<(PathB
     }
 }
 
-fn end(dir: &Path, own: bool, settings: &Settings) -> Result<(), Vec<String>> {
-    let describe = |problem: String| vec![format!("sandbox {}: {problem}", dir.display())];
+fn end(dir: &Path, own: bool, flags: &Flags, settings: &Settings) -> Result<(), Vec<String>> {
+    let describe = |problem: String| vec![format!("sandbox {} (task {}): {problem}", dir.display(), flags.id)];
     // An engine that is at work here needs no help.
     if own && is_ending(dir) && UnixStream::connect(&settings.engine_socket).is_ok() {
         return Ok(());
@@ -88,6 +88,10 @@ fn end(dir: &Path, own: bool, settings: &Settings) -> Result<(), Vec<String>> {
         return Ok(());
     }
     let mut problems = Vec::new();
+    if !lives && own && !is_ending(dir) {
+        // Nobody else may be left to say it: containerd only sees that a connection ended.
+        problems.push("its keeper died, and with it its virtual machine and containers".to_owned());
+    }
     if lives {
         if let Err(problem) = end_keeper(dir) {
             problems.push(problem);
@@ -147,6 +151,7 @@ fn shut_down(stream: UnixStream) -> Result<(), String> {
             max_version: 1,
             engine_version: "containerd's delete".to_owned(),
             engine_pid: std::process::id() as i32,
+            ..Default::default()
         };
         let service = "kata.keeper.v1.Keeper";
         let shutdown = async {

@@ -11,6 +11,11 @@ pub struct HelloRequest {
     pub engine_version: ::prost::alloc::string::String,
     #[prost(int32, tag = "4")]
     pub engine_pid: i32,
+    /// How this engine is started again, as "engine" and "engine_env" of keeper.json, where the keeper writes it. Empty: as the keeper knows.
+    #[prost(string, repeated, tag = "5")]
+    pub engine: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "6")]
+    pub engine_env: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HelloResponse {

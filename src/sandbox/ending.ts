@@ -15,6 +15,7 @@ const RECORD_TIMEOUT_MS = 10_000;
 /** The kernel empties a cgroup a moment after the last process of it is gone. */
 const CGROUP_ATTEMPTS = 50;
 const CGROUP_WAIT_MS = 20;
+const RM_ATTEMPTS = 10;
 
 export interface EndingParts {
   record(): Readonly<SandboxRecord>;
@@ -48,7 +49,8 @@ async function run(parts: EndingParts, cause: string, release: () => void): Prom
   const undo = new UndoStack();
   let acknowledged = false;
   undo.push('run-directory', async () => {
-    await rm(runDir, { recursive: true, force: true });
+    // A call that fails meanwhile may write its last record.
+    await rm(runDir, { recursive: true, force: true, maxRetries: RM_ATTEMPTS, retryDelay: 10 });
     failpoint('end.run-dir-removed');
   });
   undo.push('cgroup', async () => {

@@ -27,6 +27,8 @@ export interface EndingParts {
   keeper(): Promise<Keeper | undefined>;
   /** No call may be made to the sandbox any more. */
   disconnect(): void;
+  /** Its record is not written any more. */
+  forget(): void;
 }
 
 /** Settles in two steps: the machine is gone and every exit is recorded; nothing of the sandbox is left. */
@@ -49,7 +51,8 @@ async function run(parts: EndingParts, cause: string, release: () => void): Prom
   const undo = new UndoStack();
   let acknowledged = false;
   undo.push('run-directory', async () => {
-    // A call that fails meanwhile may write its last record.
+    parts.forget();
+    // A call that fails meanwhile may write what became of it.
     await rm(runDir, { recursive: true, force: true, maxRetries: RM_ATTEMPTS, retryDelay: 10 });
     failpoint('end.run-dir-removed');
   });

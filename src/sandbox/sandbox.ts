@@ -63,6 +63,7 @@ export class Sandbox {
   #record: SandboxRecord;
   #links: Links | undefined;
   #ending: Ending | undefined;
+  #isForgotten = false;
 
   constructor(services: SandboxServices, events: SandboxEvents, record: SandboxRecord) {
     this.services = services;
@@ -90,6 +91,7 @@ export class Sandbox {
   /** Stores a change before it is acted on. */
   update(change: Partial<SandboxRecord>): void {
     this.#record = { ...this.#record, ...change };
+    if (this.#isForgotten) return;
     mkdirSync(this.runDir, { recursive: true, mode: 0o700 });
     this.#file.write(this.#record);
   }
@@ -296,6 +298,9 @@ export class Sandbox {
           journal: this.journal,
           keeper: async () => this.#links?.keeper ?? (await this.#reconnect().catch(() => undefined)),
           disconnect: () => this.#disconnect(),
+          forget: () => {
+            this.#isForgotten = true;
+          },
         },
         cause,
       );

@@ -17,10 +17,13 @@ interface Schema<T> {
 export class StateFile<T extends { version: number }> {
   readonly path: string;
   readonly #schema: Schema<T>;
+  readonly #makesDirectory: boolean;
 
-  constructor(path: string, schema: Schema<T>) {
+  /** `makesDirectory`: a write makes its directory where that is missing. Otherwise what it describes is gone then, and it is not written. */
+  constructor(path: string, schema: Schema<T>, { makesDirectory = true } = {}) {
     this.path = path;
     this.#schema = schema;
+    this.#makesDirectory = makesDirectory;
   }
 
   /** Undefined when there is no file; STATE_CORRUPT when it is not what was written. */
@@ -51,6 +54,7 @@ export class StateFile<T extends { version: number }> {
       writeFileSync(temporary, JSON.stringify(value), { mode: 0o600 });
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw KataError.from(error, 'state');
+      if (!this.#makesDirectory) return;
       mkdirSync(dirname(this.path), { recursive: true, mode: 0o700 });
       writeFileSync(temporary, JSON.stringify(value), { mode: 0o600 });
     }

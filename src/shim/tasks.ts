@@ -24,7 +24,7 @@ export class Tasks {
 
   /** STATE_CORRUPT. */
   constructor(runDir: string) {
-    this.#file = new StateFile<TasksRecord>(join(runDir, 'tasks.json'), TasksRecord);
+    this.#file = new StateFile<TasksRecord>(join(runDir, 'tasks.json'), TasksRecord, { makesDirectory: false });
     this.#record = this.#file.read() ?? { version: 1, tasks: [], operations: [] };
   }
 

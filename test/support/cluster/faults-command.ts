@@ -36,7 +36,11 @@ for (const one of cases) {
   );
   for (const failure of failures) process.stdout.write(`  ${failure}\n`);
 }
-const residue = (await containerd.dispose()).map(({ kind, what }) => `${kind} ${what}`);
+const settled = await faults.settled().then(
+  () => [],
+  (error: Error) => [error.message],
+);
+const residue = (await containerd.dispose()).map(({ kind, what }) => `${kind} ${what}`).concat(settled);
 for (const line of residue) process.stdout.write(`  left: ${line}\n`);
 const failed = results.filter(({ failures }) => failures.length > 0).length;
 process.stdout.write(`${results.length} cases, ${failed} failed\n`);

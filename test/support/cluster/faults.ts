@@ -110,6 +110,7 @@ export class Faults {
       note('case')(error as Error);
     }
     await this.#remove(id).catch(note('removal'));
+    if (fault.victim !== 'containerd') await this.settled().catch(note('removal'));
     const seconds = Math.round((performance.now() - started) / 100) / 10;
     return { ...fault, code: output?.code ?? null, stderr: (output?.stderr ?? '').slice(0, 1000), seconds, failures };
   }
@@ -224,10 +225,14 @@ export class Faults {
         throw new Error(`${error.message}: ${said}`);
       });
     }
-    const keys = () => sandboxDirs(this.#runDir).length;
+  }
+
+  /** Until no sandbox is left. One that containerd forgot when it died ends after a minute: its cases need not each be waited for. */
+  async settled(): Promise<void> {
+    const count = () => sandboxDirs(this.#runDir).length;
     const deadline = Date.now() + PATIENCE_MS;
-    while (keys() > 0 && Date.now() < deadline) await until(() => keys() === 0, 'nothing is left').catch(() => {});
-    if (keys() > 0) throw new Error(`${sandboxDirs(this.#runDir).join(' ')} is left`);
+    while (count() > 0 && Date.now() < deadline) await until(() => count() === 0, 'none is left').catch(() => {});
+    if (count() > 0) throw new Error(`${sandboxDirs(this.#runDir).join(' ')} is left`);
   }
 }
 

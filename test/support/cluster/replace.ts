@@ -94,17 +94,28 @@ export class Replacement {
     this.#streaming.push(streaming);
   }
 
-  /** Fails naming what is lost: a stream that brings nothing back, a pod that answers no exec, one that containerd calls not ready. */
-  async check(): Promise<void> {
+  /** Fails naming each stream that brings nothing back: its pod is lost. */
+  async streams(): Promise<void> {
     const line = `line ${++this.#lines}\n`;
-    for (const { pod, container, socket } of this.#streaming) {
-      const name = pod.config.metadata.name;
-      if (socket.destroyed || socket.readableEnded) throw new Error(`the stream to ${name} is closed`);
-      socket.write(line);
-      await until(
-        () => this.#streaming.find((one) => one.pod === pod)?.received.endsWith(line) ?? false,
-        `${name} echoes`,
-      );
+    const lost: string[] = [];
+    for (const streaming of this.#streaming) {
+      const { name } = streaming.pod.config.metadata;
+      if (streaming.socket.destroyed || streaming.socket.readableEnded) lost.push(`the stream to ${name} is closed`);
+      else {
+        streaming.socket.write(line);
+        await until(() => streaming.received.endsWith(line), `${name} echoes`).catch((error: Error) => {
+          lost.push(error.message);
+        });
+      }
+    }
+    if (lost.length > 0) throw new Error(lost.join('; '));
+  }
+
+  /** The same, and fails where a pod answers no exec, or containerd calls one not ready. */
+  async check(): Promise<void> {
+    await this.streams();
+    for (const { pod, container } of this.#streaming) {
+      const { name } = pod.config.metadata;
       const answer = await this.#containerd.crictl('exec', '--sync', container, 'echo', name);
       if (answer !== name) throw new Error(`${name} answers ${answer}`);
       const { status } = (await this.#containerd.inspect('pod', pod.id)) as { status: { state: string } };

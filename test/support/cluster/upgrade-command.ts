@@ -10,13 +10,13 @@ import { about, keep } from './results.ts';
 
 // test/cluster/upgrade.
 
-/** The first commit whose engine serves containerd's tasks from their creation to their end. */
-const FIRST_WITH_DOOR = '1ec26df';
+/** The first build whose pods had containerd's door and a network. */
+const FIRST_WITH_PODS = '594a981';
 const PODS = 5;
 
 const { values } = parseArgs({
   options: {
-    commit: { type: 'string', default: FIRST_WITH_DOOR },
+    commit: { type: 'string', default: FIRST_WITH_PODS },
     containerd: { type: 'string', default: '1.6' },
     prepare: { type: 'boolean', default: false },
   },
@@ -54,35 +54,35 @@ function prepare(): void {
 async function run(): Promise<void> {
   const containerd = await Containerd.start({ version, kata: true, logLevel: 'info' });
   const replacement = new Replacement(containerd);
-  const steps: { step: string; seconds: number; lost: string }[] = [];
+  const steps: { step: string; seconds: number; problem: string }[] = [];
   const step = async (name: string, work: () => Promise<unknown>): Promise<void> => {
     const started = performance.now();
-    const lost = await work().then(
+    const problem = await work().then(
       () => '',
       (error: Error) => error.message,
     );
-    steps.push({ step: name, seconds: Math.round((performance.now() - started) / 100) / 10, lost });
-    process.stdout.write(`${name}: ${lost === '' ? 'nothing lost' : lost}\n`);
+    steps.push({ step: name, seconds: Math.round((performance.now() - started) / 100) / 10, problem });
+    process.stdout.write(`${name}: ${problem === '' ? 'ok' : problem}\n`);
   };
   const own = engineBuild(join(containerd.directory, 'bin'));
   const other = await otherBuild(containerd, checkout);
   for (let index = 1; index <= PODS; index++) await step(`pod ${index}`, () => replacement.startPod(`p${index}`));
-  await step('before', () => replacement.check());
-  await step('down', async () => {
-    await replacement.swap(other);
-    await replacement.check();
-  });
-  await step('a pod under the other engine', () => replacement.startPod('other'));
-  await step('up', async () => {
-    await replacement.swap(own);
-    await replacement.check();
-  });
+  await step('before: streams, execs, states', () => replacement.check());
+  await step('down', () => replacement.swap(other));
+  await step('down: streams', () => replacement.streams());
+  await step('down: execs, states', () => replacement.check());
+  await step('down: a sixth pod, started by the other build', () => replacement.startPod('other'));
+  await step('up', () => replacement.swap(own));
+  await step('up: streams', () => replacement.streams());
+  await step('up: execs, states', () => replacement.check());
+  await step('the engine is killed: this build comes back', () => replacement.dies());
+  await step('after it: streams, execs, states', () => replacement.check());
   await step('end', () => replacement.end());
   const residue = (await containerd.dispose()).map(({ kind, what }) => `${kind} ${what}`);
   for (const line of residue) process.stdout.write(`left: ${line}\n`);
   const result = { ...about(), other: commit, containerd: version, steps, residue };
   process.stdout.write(`${keep(`upgrade-${commit}`, result)}\n`);
-  if (residue.length > 0 || steps.some(({ lost }) => lost !== '')) process.exitCode = 1;
+  if (residue.length > 0 || steps.some(({ problem }) => problem !== '')) process.exitCode = 1;
 }
 
 if (values.prepare) prepare();

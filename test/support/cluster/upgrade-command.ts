@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process';
-import { existsSync, symlinkSync } from 'node:fs';
+import { existsSync, rmSync, symlinkSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { ASSETS, REPO } from '../env.ts';
@@ -13,6 +13,7 @@ import { about, keep } from './results.ts';
 /** The first build whose pods had containerd's door and a network. */
 const FIRST_WITH_PODS = '594a981';
 const PODS = 5;
+const MAX_PROBLEM_CHARACTERS = 1000;
 
 const { values } = parseArgs({
   options: {
@@ -41,6 +42,8 @@ function prepare(): void {
   if (!existsSync(checkout)) {
     must('git', ['clone', '-q', '--shared', '--no-checkout', REPO, checkout], REPO);
     must('git', ['checkout', '-q', '--detach', commit], checkout);
+    // Biome of this checkout finds it, and takes no second one.
+    rmSync(join(checkout, 'biome.json'));
     symlinkSync(join(REPO, 'node_modules'), join(checkout, 'node_modules'));
     must('mkdir', ['-p', join(checkout, '.kata')], REPO);
     const shared = ['tools', 'tools.json', 'guest']
@@ -54,14 +57,15 @@ function prepare(): void {
 async function run(): Promise<void> {
   const containerd = await Containerd.start({ version, kata: true, logLevel: 'info' });
   const replacement = new Replacement(containerd);
-  const steps: { step: string; seconds: number; problem: string }[] = [];
-  const step = async (name: string, work: () => Promise<unknown>): Promise<void> => {
+  const steps: { step: string; seconds: number; problem: string; isOthers: boolean }[] = [];
+  // What the other build cannot do by itself is told, and no failure of the replacement.
+  const step = async (name: string, work: () => Promise<unknown>, isOthers = false): Promise<void> => {
     const started = performance.now();
     const problem = await work().then(
       () => '',
-      (error: Error) => error.message,
+      (error: Error) => error.message.slice(0, MAX_PROBLEM_CHARACTERS),
     );
-    steps.push({ step: name, seconds: Math.round((performance.now() - started) / 100) / 10, problem });
+    steps.push({ step: name, seconds: Math.round((performance.now() - started) / 100) / 10, problem, isOthers });
     process.stdout.write(`${name}: ${problem === '' ? 'ok' : problem}\n`);
   };
   const own = engineBuild(join(containerd.directory, 'bin'));
@@ -71,7 +75,7 @@ async function run(): Promise<void> {
   await step('down', () => replacement.swap(other));
   await step('down: streams', () => replacement.streams());
   await step('down: execs, states', () => replacement.check());
-  await step('down: a sixth pod, started by the other build', () => replacement.startPod('other'));
+  await step('down: a sixth pod, started by the other build', () => replacement.startPod('other'), true);
   await step('up', () => replacement.swap(own));
   await step('up: streams', () => replacement.streams());
   await step('up: execs, states', () => replacement.check());
@@ -82,7 +86,7 @@ async function run(): Promise<void> {
   for (const line of residue) process.stdout.write(`left: ${line}\n`);
   const result = { ...about(), other: commit, containerd: version, steps, residue };
   process.stdout.write(`${keep(`upgrade-${commit}`, result)}\n`);
-  if (residue.length > 0 || steps.some(({ problem }) => problem !== '')) process.exitCode = 1;
+  if (residue.length > 0 || steps.some(({ problem, isOthers }) => problem !== '' && !isOthers)) process.exitCode = 1;
 }
 
 if (values.prepare) prepare();

@@ -44,7 +44,7 @@ before(async () => {
   }
 });
 after(async () => {
-  await replacement.end();
+  await replacement?.end();
   assert.deepEqual(await containerd?.dispose(), []);
 });
 

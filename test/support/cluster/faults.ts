@@ -229,6 +229,8 @@ export class Faults {
 
   /** Until no sandbox is left. One that containerd forgot when it died ends after a minute: its cases need not each be waited for. */
   async settled(): Promise<void> {
+    // Where keeper and engine are gone, the rest is the next engine's.
+    await this.#engine();
     const count = () => sandboxDirs(this.#runDir).length;
     const deadline = Date.now() + PATIENCE_MS;
     while (count() > 0 && Date.now() < deadline) await until(() => count() === 0, 'none is left').catch(() => {});

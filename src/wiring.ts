@@ -1,7 +1,7 @@
 import { existsSync, mkdirSync } from 'node:fs';
 import { rename, rm } from 'node:fs/promises';
 import os from 'node:os';
-import { join, resolve } from 'node:path';
+import { isAbsolute, join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { TtrpcAgent } from './agent/index.ts';
 import { KataError, NAME_PATTERN } from './base/index.ts';
@@ -33,9 +33,11 @@ import { EventForwarder, ShimDoors } from './shim/index.ts';
 /**
  * katad's main, and the one file that knows the concrete drivers.
  * `node katad --root DIR --run DIR --assets DIR [--idle-minutes N] [--cgroup-parent NAME]`, started by `kata-keeper daemon`, which holds the lock.
- * Environment: KATA_CONF_FILE names configuration.toml; KATA_VSOCK=hybrid|kernel chooses the side of the guests' vsock; KATA_FAILPOINT arms failpoints at the start, KATA_FAILPOINTS=1 serves them over the API (tests).
+ * Environment: KATA_CONF_FILE names configuration.toml; KATA_CERTS_DIR the directories of registries' files, with colons between them; KATA_VSOCK=hybrid|kernel chooses the side of the guests' vsock; KATA_FAILPOINT arms failpoints at the start, KATA_FAILPOINTS=1 serves them over the API (tests).
  */
 const VERSION = '0.1.0';
+/** What is said of registries for this program, or for one that is there already. */
+const CERTS_DIRS = '/etc/kata-ts/certs.d:/etc/containerd/certs.d:/etc/docker/certs.d';
 
 function main(): void {
   const { values } = parseArgs({
@@ -67,6 +69,7 @@ function main(): void {
     services: services(paths, cgroupParent),
     openImages: (usedBy) => ImageStore.open(join(paths.root, 'images'), { usedBy }),
     doors,
+    registryConfig: (process.env.KATA_CERTS_DIR ?? CERTS_DIRS).split(':').filter(isAbsolute),
     failpoints: process.env.KATA_FAILPOINTS === '1',
     idleMinutes,
     exit: (code) => process.exit(code),
@@ -88,7 +91,7 @@ function services(paths: EnginePaths, cgroupParent: string): SandboxServices {
 /** What of the environment an engine that a keeper starts again gets. */
 const KEPT_ENVIRONMENT = [
   ...['PATH', 'HOME', 'LANG', 'KATA_ROOT', 'KATA_RUN', 'KATA_ASSETS'],
-  ...['KATA_CONF_FILE', 'KATA_VSOCK', 'KATA_FAILPOINTS'],
+  ...['KATA_CONF_FILE', 'KATA_CERTS_DIR', 'KATA_VSOCK', 'KATA_FAILPOINTS'],
 ];
 
 function engineStart({ root, run, assets }: EnginePaths, cgroupParent: string): SandboxServices['engine'] {

@@ -23,9 +23,12 @@ const testFiles = (directory: string): string[] =>
 const TEST_PACKAGES = [
   'attr',
   'busybox-static',
+  // Its service is not used: the tests start a registry of their own.
+  'docker-registry',
   'erofs-utils',
   'iproute2',
   'lz4',
+  'openssl',
   'python3-minimal',
   'skopeo',
   'socat',
@@ -42,7 +45,10 @@ async function installTestPackages(): Promise<boolean> {
     (await run(REPO, 'setup', 'apt-get', ['-q', '-oDPkg::Lock::Timeout=600', ...args])) === undefined;
   const install = () => apt('install', '-y', '--no-install-recommends', ...missing);
   // The package lists may be absent, or older than what the mirror still has.
-  return (await install()) || ((await apt('update')) && (await install()));
+  const installed = (await install()) || ((await apt('update')) && (await install()));
+  // Debian starts what it installs where there is an init system.
+  if (missing.includes('docker-registry')) spawnSync('systemctl', ['disable', '--now', 'docker-registry']);
+  return installed;
 }
 
 const CARGO = ['--manifest-path', 'native/Cargo.toml', '--locked'];

@@ -56,7 +56,7 @@ export class ApiClient {
   }
 
   /** A call that answers one JSON object a line. Ends when the engine ends it or `signal` aborts. */
-  async *lines<K extends 'events'>(
+  async *lines<K extends 'events' | 'pullImage' | 'pushImage'>(
     name: K,
     args: ApiArguments<K>,
     options: CallOptions = {},

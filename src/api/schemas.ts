@@ -1,5 +1,5 @@
 import * as z from 'zod';
-import { NAME_PATTERN } from '../base/index.ts';
+import { ERROR_CODES, type ErrorCode, NAME_PATTERN } from '../base/index.ts';
 
 /**
  * Bodies of the local HTTP API. The OpenAPI document (docs/openapi.json) is generated from these same schemas.
@@ -205,6 +205,8 @@ export const ImageSummary = z.strictObject({
   sizeBytes: z.number(),
   layers: z.array(z.string()),
   architecture: z.string(),
+  /** "registry.example/app@sha256:…": what registries call it. */
+  repoDigests: z.array(z.string()),
 });
 
 export const EventBody = z.strictObject({
@@ -336,6 +338,58 @@ export const StatsAnswer = z.strictObject({
 export const LoadAnswer = z.strictObject({
   images: z.array(z.strictObject({ id: z.string(), tags: z.array(z.string()) })),
 });
+/** For one transfer: the engine keeps none. */
+export const Credentials = z.union([
+  z.strictObject({ username: text(1024), password: text(65536) }),
+  z.strictObject({ identityToken: text(65536) }),
+]);
+export const TransferBody = z.strictObject({ reference: text(1024), credentials: Credentials.optional() });
+const layerLine = {
+  type: z.literal('layer'),
+  /** Of the blob as the registry has it. */
+  digest: z.string(),
+  /** Bytes that are there, of the whole. */
+  current: z.number(),
+  total: z.number(),
+};
+const failedLine = z.strictObject({
+  type: z.literal('error'),
+  error: z.strictObject({
+    code: z.enum(Object.keys(ERROR_CODES) as [ErrorCode, ...ErrorCode[]]),
+    message: z.string(),
+    phase: z.string().optional(),
+    evidence: z.array(z.string()).optional(),
+    hint: z.string().optional(),
+  }),
+});
+export const PullLine = z.discriminatedUnion('type', [
+  z.strictObject({ ...layerLine, status: z.enum(['waiting', 'downloading', 'extracting', 'done', 'exists']) }),
+  z.strictObject({
+    type: z.literal('done'),
+    reference: z.string(),
+    id: z.string(),
+    /** Of what the name stands for at the registry. */
+    digest: z.string(),
+    isNew: z.boolean(),
+  }),
+  failedLine,
+]);
+export const PushLine = z.discriminatedUnion('type', [
+  z.strictObject({ ...layerLine, status: z.enum(['waiting', 'uploading', 'done', 'exists']) }),
+  z.strictObject({ type: z.literal('done'), reference: z.string(), digest: z.string(), size: z.number() }),
+  failedLine,
+]);
+export const TagBody = z.strictObject({ source: text(1024), target: text(1024) });
+export const LoginBody = z.strictObject({ registry: text(256), credentials: Credentials });
+export const PruneImagesBody = z.strictObject({
+  /** False: those without a name only. */
+  all: z.boolean().default(false),
+});
+export const PruneImagesAnswer = z.strictObject({
+  untagged: z.array(z.string()),
+  deleted: z.array(z.string()),
+  reclaimedBytes: z.number(),
+});
 export const RemoveImageAnswer = z.strictObject({ untagged: z.array(z.string()), deleted: z.array(z.string()) });
 export const CreateVolume = z.strictObject({
   name: Name.optional(),
@@ -372,6 +426,9 @@ export type PhaseTiming = z.infer<typeof PhaseTiming>;
 export type ContainerStats = z.infer<typeof StatsAnswer>;
 export type EventsQuery = z.infer<typeof EventsQuery>;
 export type ExecDetails = z.infer<typeof ExecDetails>;
+export type Credentials = z.infer<typeof Credentials>;
+export type PullLine = z.infer<typeof PullLine>;
+export type PushLine = z.infer<typeof PushLine>;
 export type ListQuery = z.infer<typeof ListQuery>;
 export type LogsAnswer = z.infer<typeof LogsAnswer>;
 export type Volume = z.infer<typeof Volume>;

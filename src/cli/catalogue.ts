@@ -52,6 +52,22 @@ export const CATALOGUE: Readonly<Record<ErrorCode, Explanation>> = {
     meaning: 'A container uses the image',
     remedy: 'remove the container first',
   },
+  REGISTRY_DENIED: {
+    meaning: 'A registry wants a login, or does not take or allow the one that there is; its words are the evidence',
+    remedy: '`kata login`',
+  },
+  REGISTRY_UNREACHABLE: {
+    meaning: 'A registry cannot be reached, breaks off, or is overloaded',
+    remedy: 'try again: what was fetched is kept',
+  },
+  REGISTRY_UNTRUSTED: {
+    meaning: 'The certificate of a registry is not trusted, or it speaks plain http and is not on this host',
+    remedy: 'docs/registries.md, "Trust"',
+  },
+  REGISTRY_PROTOCOL: {
+    meaning: 'A registry answers what it must not: redirects without end, no JSON, another part than was asked for',
+    remedy: 'check its name, and what stands before it',
+  },
   DISK_FULL: {
     meaning: 'The file system of the state root is full',
     remedy: 'free space, or move `--root`',

@@ -19,6 +19,8 @@ const ENGINE_BOUNDS: ReadonlySet<EndpointName> = new Set<EndpointName>([
   'createExec',
   'loadImages',
   'saveImages',
+  'pruneImages',
+  'checkLogin',
 ]);
 /** All others only look something up or flip a state. */
 const CALL_TIMEOUT_MS = 60_000;
@@ -53,6 +55,12 @@ export class Context {
   client(): Promise<ApiClient> {
     this.#client ??= (async () => (await import('./engine.ts')).connectEngine(this))();
     return this.#client;
+  }
+
+  /** As `client`; `anew`, one for which the engine is looked for again. */
+  freshClient(anew: boolean): Promise<ApiClient> {
+    if (anew) this.#client = undefined;
+    return this.client();
   }
 
   /** The engine only if one runs. Without a socket there is none, and nothing is loaded to find that out. */

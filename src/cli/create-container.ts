@@ -1,8 +1,9 @@
 import { closeSync, mkdirSync, openSync, unlinkSync, writeSync } from 'node:fs';
-import type { CreateContainerInput } from '../api/index.ts';
+import type { ApiAnswer, CreateContainerInput } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
 import type { Context } from './context.ts';
 import type { CreateRequest } from './create-options.ts';
+import { escapeControls } from './escape.ts';
 
 export interface Created {
   id: string;
@@ -16,7 +17,7 @@ export async function createContainer(context: Context, request: CreateRequest):
   const idFile = cidfile === undefined ? undefined : openIdFile(cidfile);
   try {
     for (const path of request.createSources) makeMissing(path);
-    const created = await context.call('createContainer', { body });
+    const created = await createPulled(context, request);
     // Volumes that only the image names.
     if (created.shares) await context.ensureSetup(['virtiofsd']);
     for (const warning of created.warnings) await context.err(`WARNING: ${warning}\n`);
@@ -28,6 +29,27 @@ export async function createContainer(context: Context, request: CreateRequest):
   } finally {
     if (idFile !== undefined) closeSync(idFile);
   }
+}
+
+/** The engine's answer, after a pull where the policy wants one. A registry's failure is the command's. */
+async function createPulled(
+  context: Context,
+  { body, pull: { policy, quiet } }: CreateRequest,
+): Promise<ApiAnswer<'createContainer'>> {
+  const pull = async (): Promise<void> => {
+    const transfer = await import('./transfer.ts');
+    await transfer.pull(context, body.image, { quiet, output: 'stderr' });
+  };
+  if (policy === 'always') await pull();
+  try {
+    return await context.call('createContainer', { body });
+  } catch (error) {
+    const isMissing = error instanceof KataError && error.code === 'NOT_FOUND' && error.phase === 'image';
+    if (!isMissing || policy !== 'missing') throw error;
+    if (!quiet) await context.err(`Unable to find image '${escapeControls(body.image)}' locally\n`);
+  }
+  await pull();
+  return context.call('createContainer', { body });
 }
 
 function neededPieces(body: CreateContainerInput): ('base' | 'vsock' | 'virtiofsd')[] {

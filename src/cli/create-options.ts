@@ -5,6 +5,7 @@ import type { FlagSpec } from './command.ts';
 import { type Flags, UsageError } from './flags.ts';
 import { readEnvironment, readLabels } from './key-values.ts';
 import { parseMounts } from './mounts.ts';
+import { checkPlatform, FLAG_PLATFORM } from './platform.ts';
 import { FIXED_FLAGS } from './refused.ts';
 import { checkSignal } from './signals.ts';
 
@@ -83,16 +84,22 @@ export const CREATE_FLAGS: readonly FlagSpec[] = [
   text('accel', 'ACCELERATOR', 'Virtualization', { choices: ['auto', 'kvm', 'tcg'], default: 'auto' }),
   bool('trace-startup', 'Show what the start spent its time on'),
   text('network', 'none', 'Accepted as "none": containers have no network', { aliases: ['net'], choices: ['none'] }),
-  text('pull', 'never', 'Accepted as "never": images come from `kata load`', { choices: ['never'] }),
+  text('pull', 'POLICY', 'Fetch the image before the start', {
+    choices: ['always', 'missing', 'never'],
+    default: 'missing',
+  }),
   text('restart', 'no', 'Accepted as "no": a stopped container stays stopped', { choices: ['no'] }),
-  text('platform', 'PLATFORM', "Accepted as the host's own: linux/amd64"),
+  FLAG_PLATFORM,
   bool('no-healthcheck', 'Accepted: health checks are never run'),
-  bool('quiet', 'Accepted: there is no pull output', { short: 'q' }),
+  bool('quiet', 'Do not show a pull', { short: 'q' }),
 ];
+
+export type PullPolicy = 'always' | 'missing' | 'never';
 
 export interface CreateRequest {
   body: CreateContainerInput;
   cidfile: string | undefined;
+  pull: { policy: PullPolicy; quiet: boolean };
   /** Host directories to make when they are missing (`-v`). */
   createSources: string[];
 }
@@ -166,7 +173,8 @@ export function createRequest(
     ...numbers(flags),
     ...command(flags.string('entrypoint'), args),
   };
-  return { body, cidfile: flags.string('cidfile'), createSources };
+  const pull = { policy: pullPolicy(flags), quiet: flags.bool('quiet') };
+  return { body, cidfile: flags.string('cidfile'), createSources, pull };
 }
 
 function checkFixed(flags: Flags): void {
@@ -175,10 +183,13 @@ function checkFixed(flags: Flags): void {
     if (value !== undefined && !allowed.includes(value))
       throw new KataError('UNSUPPORTED_FLAG', `--${name} ${value} is not supported: ${reason}`, { hint });
   }
-  const platform = flags.string('platform');
-  const own = `linux/${process.arch === 'x64' ? 'amd64' : process.arch}`;
-  if (platform !== undefined && platform !== own)
-    throw new KataError('UNSUPPORTED_FLAG', `--platform ${platform} is not supported: this host runs ${own} images`);
+  checkPlatform(flags);
+}
+
+function pullPolicy(flags: Flags): PullPolicy {
+  const policy = flags.string('pull') ?? 'missing';
+  if (policy === 'always' || policy === 'missing' || policy === 'never') return policy;
+  throw bad(`invalid pull option: '${policy}': must be one of "always", "missing" or "never"`);
 }
 
 /** A new entrypoint drops the image's Cmd, as docker does. */

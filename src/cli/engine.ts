@@ -202,7 +202,7 @@ export function engineEnvironment(env: NodeJS.ProcessEnv, locations: Locations):
     KATA_RUN: locations.run,
     KATA_ASSETS: locations.assets,
   };
-  for (const name of ['KATA_CONF_FILE', 'KATA_VSOCK', 'KATA_FAILPOINT', 'KATA_FAILPOINTS'])
+  for (const name of ['KATA_CONF_FILE', 'KATA_CERTS_DIR', 'KATA_VSOCK', 'KATA_FAILPOINT', 'KATA_FAILPOINTS'])
     if (env[name] !== undefined) clean[name] = env[name];
   return clean;
 }

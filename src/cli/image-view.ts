@@ -49,11 +49,19 @@ function row(
     ID: truncate ? shortId(image.id) : image.id,
     Repository: repository,
     Tag: version,
-    Digest: '<none>',
+    Digest: digestFor(image, repository),
     CreatedSince: created === undefined ? 'N/A' : `${humanDuration(nowMs - Date.parse(created))} ago`,
     CreatedAt: created === undefined ? 'N/A' : formatCreatedAt(created),
     Size: humanSize(image.sizeBytes),
   };
+}
+
+/** What the repository calls the image; images that no registry has seen have none. */
+function digestFor({ repoDigests = [] }: ImageSummary, repository: string): string {
+  const known =
+    repoDigests.find((one) => one.startsWith(`${repository}@`)) ??
+    (repository === '<none>' ? repoDigests[0] : undefined);
+  return known === undefined ? '<none>' : known.slice(known.indexOf('@') + 1);
 }
 
 /** The colon of a tag is the last one after the last slash: a registry may have a port. */

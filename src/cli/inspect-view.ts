@@ -152,7 +152,7 @@ export function imageInspect(image: ImageSummary): Struct {
   return {
     Id: withPrefix(image.id),
     RepoTags: strings(image.tags),
-    RepoDigests: [],
+    RepoDigests: strings(image.repoDigests ?? []),
     Created: image.createdAt ?? ZERO_TIME,
     Architecture: image.architecture,
     Os: 'linux',

@@ -68,11 +68,6 @@ export const FIXED_FLAGS: Readonly<Record<string, { allowed: readonly string[]; 
     reason: 'containers have no network',
     hint: 'leave it out or write --network none',
   },
-  pull: {
-    allowed: ['never'],
-    reason: 'images are not pulled from registries',
-    hint: 'load the image first: kata load -i IMAGE.tar',
-  },
   restart: {
     allowed: ['no'],
     reason: 'a stopped container is not started again by itself',
@@ -87,6 +82,16 @@ export const REFUSED_RMI_FLAGS = {
   ...none('an image has one platform', 'platform'),
 };
 export const REFUSED_PLATFORM = none("an image has one platform: this host's", 'platform');
+export const REFUSED_TRANSFER_FLAGS = {
+  ...none('images go one by one', 'all-tags/a', 'name each tag'),
+  ...none('image signatures are not checked', 'disable-content-trust'),
+};
+export const REFUSED_LOGIN_FLAGS = none(
+  'everybody on this host can read arguments',
+  'password/p',
+  'pipe the password in: --password-stdin',
+);
+export const REFUSED_PRUNE_FLAGS = none('images are removed by their use alone', 'filter', 'use `kata rmi`');
 export const REFUSED_IMAGES_FLAGS = none('an image has one platform', 'tree');
 export const REFUSED_UPDATE_FLAGS = {
   ...none(

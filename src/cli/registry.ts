@@ -45,6 +45,11 @@ function imageEntries(): Entry[] {
   const section = 'Images and volumes';
   return [
     { name: 'images', summary: 'List images', section, load: () => import('./commands/images.ts') },
+    { name: 'pull', summary: 'Fetch an image from a registry', section, load: () => import('./commands/pull.ts') },
+    { name: 'push', summary: 'Give an image to a registry', section, load: () => import('./commands/push.ts') },
+    { name: 'login', summary: 'Keep a login for a registry', section, load: () => import('./commands/login.ts') },
+    { name: 'logout', summary: 'Forget the login for a registry', section, load: () => import('./commands/logout.ts') },
+    { name: 'tag', summary: 'Give an image one more name', section, load: () => import('./commands/tag.ts') },
     { name: 'load', summary: 'Load images from an archive', section, load: () => import('./commands/load.ts') },
     { name: 'save', summary: 'Save images to an archive', section, load: () => import('./commands/save.ts') },
     { name: 'rmi', summary: 'Remove images', section, load: () => import('./commands/rmi.ts') },

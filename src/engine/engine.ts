@@ -107,32 +107,38 @@ export class Engine {
   }
 
   async create(config: CreateContainer, requestId: string | undefined): Promise<Container> {
-    const { container, created } = await createContainer(
+    // Nobody removes the image before the container is there to say that it uses it.
+    let release = (): void => {};
+    const made = createContainer(
       {
         containers: this.containers,
         volumes: this.volumes,
-        resolveImage: (reference) => this.resolveImage(reference),
+        resolveImage: (reference) =>
+          this.resolveImage(reference, (end) => {
+            release = end;
+          }),
         capacity: () => ({ cpus: os.availableParallelism(), memoryBytes: os.totalmem(), freeBytes: os.freemem() }),
       },
       config,
       requestId,
     );
+    const { container, created } = await made.finally(() => release());
     if (created) this.tell(container);
     failpoint('create.answer');
     return container;
   }
 
   /** An image by name or id. The built-in busybox is made when it is asked for and not there. */
-  async resolveImage(reference: string): Promise<ResolvedImage> {
+  async resolveImage(reference: string, hold?: (release: () => void) => void): Promise<ResolvedImage> {
     try {
-      return await this.images.resolve(reference);
+      return await this.images.resolve(reference, hold);
     } catch (error) {
       const wantsBusybox = reference === 'busybox' || reference === 'busybox:latest';
       if (!wantsBusybox || !(error instanceof KataError) || error.code !== 'NOT_FOUND') throw error;
     }
     const loaded = await this.images.addBusybox(findTool(this.paths.assets, 'busybox'));
     for (const image of loaded.images) this.events.emit('image', 'load', image.id, { name: image.tags[0] ?? '' });
-    return this.images.resolve(reference);
+    return this.images.resolve(reference, hold);
   }
 
   planOf(container: Container): ContainerPlan {

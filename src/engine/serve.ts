@@ -20,6 +20,8 @@ export interface ServeOptions {
   services: SandboxServices;
   openImages(usedBy: (imageId: string) => string[]): Promise<ImageStore>;
   doors(engine: Engine): Doors;
+  /** Directories like certs.d of docker and containerd, the first that knows a registry counts. */
+  registryConfig: readonly string[];
   /** Serve /v1/debug/failpoints. */
   failpoints: boolean;
   /** End after so many minutes without a sandbox and without a client; 0: stay. */
@@ -51,6 +53,7 @@ export async function serve(options: ServeOptions): Promise<void> {
         ready: recovered,
         doors,
         failpoints: options.failpoints,
+        registryConfig: options.registryConfig,
         // After the answer has left.
         exit: () => setImmediate(() => server.close(() => options.exit(0)).closeIdleConnections()),
       }),

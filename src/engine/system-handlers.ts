@@ -5,6 +5,7 @@ import { armedFailpoints, armFailpoint, FAILPOINTS } from '../sandbox/index.ts';
 import type { Doors } from './doors.ts';
 import type { Engine } from './engine.ts';
 import { eventFilter } from './filters.ts';
+import { Transfers } from './transfers.ts';
 import { anonymousVolumeName } from './volumes.ts';
 
 export const ENGINE_VERSION = '0.1.0';
@@ -12,7 +13,13 @@ export const ENGINE_VERSION = '0.1.0';
 /** Calls about images, volumes, events and the engine itself. */
 export function systemHandlers(
   engine: Engine,
-  options: { ready: Promise<void>; doors: Doors; failpoints: boolean; exit: () => void },
+  options: {
+    ready: Promise<void>;
+    doors: Doors;
+    failpoints: boolean;
+    registryConfig?: readonly string[];
+    exit: () => void;
+  },
 ): Handlers {
   return {
     version: async () => ({
@@ -48,6 +55,7 @@ export function systemHandlers(
       return {};
     },
     ...imageHandlers(engine, options.ready),
+    ...registryHandlers(new Transfers(engine, options.registryConfig ?? [])),
     ...volumeHandlers(engine, options.ready),
     ...(options.failpoints ? FAILPOINT_HANDLERS : {}),
   };
@@ -80,6 +88,7 @@ const imageSummary = (image: ImageInfo) => ({
   sizeBytes: image.sizeBytes,
   layers: image.layers,
   architecture: image.architecture,
+  repoDigests: image.repoDigests,
 });
 
 function imageHandlers(engine: Engine, ready: Promise<void>): Handlers {
@@ -100,6 +109,21 @@ function imageHandlers(engine: Engine, ready: Promise<void>): Handlers {
       await images.save(body.images, body.path);
       return {};
     },
+    tagImage: async ({ body }) => {
+      // The built-in image is made as running it would.
+      await engine.resolveImage(body.source);
+      await images.tag(body.source, body.target);
+      events.emit('image', 'tag', (await images.inspect(body.target)).id, { name: body.target });
+      return {};
+    },
+    pruneImages: async ({ body }) => {
+      await ready;
+      const { removed, reclaimedBytes } = await images.prune(body);
+      const untagged = removed.flatMap((one) => one.untagged);
+      const deleted = removed.flatMap((one) => one.deleted ?? []);
+      for (const id of deleted) events.emit('image', 'delete', id, { name: id });
+      return { untagged, deleted, reclaimedBytes };
+    },
     removeImage: async ({ path, query }) => {
       await ready;
       const removed = await images.remove(path.reference, query);
@@ -107,6 +131,17 @@ function imageHandlers(engine: Engine, ready: Promise<void>): Handlers {
       const { deleted } = removed;
       if (deleted !== undefined) events.emit('image', 'delete', deleted, { name: path.reference });
       return { untagged: removed.untagged, deleted: deleted === undefined ? [] : [deleted] };
+    },
+  };
+}
+
+function registryHandlers(transfers: Transfers): Handlers {
+  return {
+    pullImage: ({ body, signal }) => transfers.pull(body, signal),
+    pushImage: ({ body, signal }) => transfers.push(body, signal),
+    checkLogin: async ({ body, signal }) => {
+      await transfers.login(body.registry, body.credentials, signal);
+      return {};
     },
   };
 }

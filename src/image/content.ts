@@ -1,16 +1,20 @@
 import { createHash, randomBytes } from 'node:crypto';
-import { createReadStream } from 'node:fs';
+import { constants, createReadStream } from 'node:fs';
 import { mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { Mutex } from '../base/index.ts';
+import { KataError, Mutex } from '../base/index.ts';
 import { digestOf, hexOf } from '../oci/index.ts';
+import { blobPathIn, LAYER_SUFFIX, layerPathIn, sizeOf, sync, wholeErofsSize } from './files.ts';
 import { compressionOf, decompress } from './layer/compression.ts';
 import { digestMismatch } from './layer/refuse.ts';
 import { readHead, unpackLayer } from './layer/unpack-layer.ts';
 
 /** What is handled at one go: small enough to leave the process responsive. */
 const READ_BYTES = 256 * 1024;
-const EROFS_SUFFIX = '.erofs';
+/** What an interrupted transfer left and nobody went on with for so long goes when the store opens. */
+const PARTIAL_KEPT_MS = 24 * 3_600_000;
+/** Facts about bytes, so that none of them ever becomes wrong; forgotten at once when there are too many. */
+const MAX_VERIFIED = 100_000;
 
 /** A file in the store's temporary directory, its sha256 known. */
 export interface Spooled {
@@ -19,31 +23,68 @@ export interface Spooled {
   sizeBytes: number;
 }
 
+/** A blob that is on its way from somewhere. */
+export interface Incoming {
+  digest: string;
+  size: number;
+}
+
 /**
  * The store's files: blobs and layers by content. A file appears under its name only whole, synced and verified, by a rename;
- * whatever is unfinished lies in `tmp/` and goes at the next `open`. Pinned names are never collected.
+ * whatever is unfinished lies in `tmp/` and goes at the next `open`, or in `partial/` for the next transfer to go on with.
+ * Pinned names are never collected.
  */
 export class ContentStore {
   readonly #dir: string;
   readonly #locks = new Map<string, { mutex: Mutex; users: number }>();
   readonly #pins = new Map<string, number>();
+  /** "blob's digest, diffID": the blob is known to unpack to that layer. */
+  readonly #verified = new Set<string>();
 
   constructor(dir: string) {
     this.#dir = dir;
   }
 
   blobPath(digest: string): string {
-    return join(this.#dir, 'blobs', 'sha256', hexOf(digest));
+    return blobPathIn(this.#dir, digest);
   }
 
   layerPath(diffId: string): string {
-    return join(this.#dir, 'layers', hexOf(diffId) + EROFS_SUFFIX);
+    return layerPathIn(this.#dir, diffId);
   }
 
   async prepare(): Promise<void> {
     await rm(this.#tmp, { recursive: true, force: true });
-    for (const dir of [join(this.#dir, 'blobs', 'sha256'), join(this.#dir, 'layers'), this.#tmp])
-      await mkdir(dir, { recursive: true, mode: 0o700 });
+    for (const dir of [...this.#lasting, this.#tmp, this.#partial]) await mkdir(dir, { recursive: true, mode: 0o700 });
+    await this.dropPartials(PARTIAL_KEPT_MS);
+  }
+
+  /** Directories whose files records name. */
+  get #lasting(): string[] {
+    return [join(this.#dir, 'blobs', 'sha256'), join(this.#dir, 'layers')];
+  }
+
+  get #partial(): string {
+    return join(this.#dir, 'partial');
+  }
+
+  /** Makes the names of all files last: before a record that names them does. */
+  async flush(): Promise<void> {
+    for (const dir of this.#lasting) await sync(dir);
+  }
+
+  /** Removes parts of blobs that nobody is fetching and that are older. Answers their size. */
+  async dropPartials(olderThanMs: number): Promise<number> {
+    let bytes = 0;
+    for (const name of await readdir(this.#partial)) {
+      if (this.#locks.has(blobLock(digestOf(name)))) continue;
+      const path = join(this.#partial, name);
+      const info = await stat(path);
+      if (info.isFile() && Date.now() - info.mtimeMs < olderThanMs) continue;
+      bytes += info.size;
+      await rm(path, { recursive: true, force: true });
+    }
+    return bytes;
   }
 
   get #tmp(): string {
@@ -72,11 +113,79 @@ export class ContentStore {
 
   /** Removes blobs and layers that are neither wanted nor pinned, and anything else that has strayed in there. */
   async collect(wanted: ReadonlySet<string>): Promise<void> {
-    for (const dir of [join(this.#dir, 'blobs', 'sha256'), join(this.#dir, 'layers')])
+    for (const dir of this.#lasting)
       for (const name of await readdir(dir)) {
         const path = join(dir, name);
         if (!wanted.has(path) && !this.#pins.has(path)) await rm(path, { recursive: true, force: true });
       }
+  }
+
+  /** Of all blobs and layers. */
+  async sizeBytes(): Promise<number> {
+    let sum = 0;
+    for (const dir of this.#lasting) for (const name of await readdir(dir)) sum += (await sizeOf(join(dir, name))) ?? 0;
+    return sum;
+  }
+
+  /** One caller at a time brings a blob in; the others wait, and find it there. */
+  bringing<T>(digest: string, work: () => Promise<T>): Promise<T> {
+    return this.#locked(blobLock(digest), work);
+  }
+
+  /**
+   * Fetches a blob into `partial/`, on from what is there, and verifies it. Only within `bringing`. `read` answers the bytes
+   * from an offset on; what came before it failed stays for the next time. `arrived` is told how many bytes are there.
+   */
+  async receive(
+    blob: Incoming,
+    read: (from: number) => AsyncIterable<Uint8Array>,
+    arrived: (bytes: number) => void,
+  ): Promise<Spooled> {
+    const path = join(this.#partial, hexOf(blob.digest));
+    const begun = await this.#receive(path, blob, read, arrived);
+    // What an earlier attempt left may be damaged (a power cut): the second time all of it is fetched.
+    if (begun.digest !== blob.digest && begun.resumed) {
+      await rm(path, { force: true });
+      const anew = await this.#receive(path, blob, read, arrived);
+      if (anew.digest === blob.digest) return { path, digest: blob.digest, sizeBytes: blob.size };
+    }
+    if (begun.digest === blob.digest) return { path, digest: blob.digest, sizeBytes: blob.size };
+    await rm(path, { force: true });
+    throw digestMismatch('a blob', blob.digest, begun.digest);
+  }
+
+  async #receive(
+    path: string,
+    blob: Incoming,
+    read: (from: number) => AsyncIterable<Uint8Array>,
+    arrived: (bytes: number) => void,
+  ): Promise<{ digest: string; resumed: boolean }> {
+    const hash = createHash('sha256');
+    const file = await open(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, 0o600);
+    try {
+      if ((await file.stat()).size > blob.size) await file.truncate(0);
+      let at = 0;
+      const there = file.createReadStream({ highWaterMark: READ_BYTES, autoClose: false, start: 0 });
+      for await (const chunk of there as AsyncIterable<Buffer>) {
+        hash.update(chunk);
+        at += chunk.length;
+      }
+      const resumed = at > 0;
+      arrived(at);
+      for await (const chunk of read(at)) {
+        hash.update(chunk);
+        for (let from = 0; from < chunk.length; )
+          from += (await file.write(chunk, from, chunk.length - from, at + from)).bytesWritten;
+        at += chunk.length;
+        arrived(at);
+      }
+      return { digest: digestOf(hash.digest('hex')), resumed };
+    } catch (error) {
+      if (error instanceof KataError && error.code === 'IMAGE_DIGEST_MISMATCH') await rm(path, { force: true });
+      throw error;
+    } finally {
+      await file.close();
+    }
   }
 
   async hasBlob(digest: string, sizeBytes: number): Promise<boolean> {
@@ -104,22 +213,30 @@ export class ContentStore {
   }
 
   /**
-   * Makes `layers/<diffId>.erofs` from the blob at `source` unless it is there. Callers of the same layer wait for the first;
-   * where it is there already, the blob's diffID is verified all the same. Returns the image's size in bytes.
+   * Makes `layers/<diffId>.erofs` from a blob unless it is there. Callers of the same layer wait for the first; where it is
+   * there already, the blob's diffID is verified all the same. Returns the image's size in bytes.
    */
-  ensureLayer(diffId: string, source: string, tmp: string): Promise<number> {
+  ensureLayer(diffId: string, blob: Spooled, tmp: string): Promise<number> {
+    const fact = `${blob.digest} ${diffId}`;
     return this.#locked(diffId, async () => {
       const path = this.layerPath(diffId);
       const present = await wholeErofsSize(path);
       if (present !== undefined) {
-        await verifyDiffId(source, diffId);
+        if (!this.#verified.has(fact)) await verifyDiffId(blob.path, diffId);
+        this.#learn(fact);
         return present;
       }
-      const target = join(tmp, randomBytes(8).toString('hex') + EROFS_SUFFIX);
-      const size = await unpackLayer(source, diffId, target);
+      const target = join(tmp, randomBytes(8).toString('hex') + LAYER_SUFFIX);
+      const size = await unpackLayer(blob.path, diffId, target);
       await rename(target, path);
+      this.#learn(fact);
       return size;
     });
+  }
+
+  #learn(fact: string): void {
+    if (this.#verified.size >= MAX_VERIFIED) this.#verified.clear();
+    this.#verified.add(fact);
   }
 
   async #locked<T>(key: string, work: () => Promise<T>): Promise<T> {
@@ -134,6 +251,8 @@ export class ContentStore {
     }
   }
 }
+
+const blobLock = (digest: string): string => `blob ${digest}`;
 
 /** Writes `chunks` to a new file in `dir` and digests them on the way. */
 export async function spool(chunks: AsyncIterable<Uint8Array> | Iterable<Uint8Array>, dir: string): Promise<Spooled> {
@@ -161,43 +280,4 @@ async function verifyDiffId(source: string, diffId: string): Promise<void> {
   for await (const chunk of decompress(blob, compression, `layer ${diffId}`)) hash.update(chunk);
   const actual = digestOf(hash.digest('hex'));
   if (actual !== diffId) throw digestMismatch('layer', diffId, actual);
-}
-
-/** Offsets of the superblock's magic number and count of 4 KiB blocks. */
-const EROFS_MAGIC_AT = 1024;
-const EROFS_BLOCKS_AT = 1024 + 36;
-const EROFS_MAGIC = 0xe0f5e1e2;
-
-/** The size of a layer's image when it is as long as its superblock says; undefined when it is missing or cut. */
-export async function wholeErofsSize(path: string): Promise<number | undefined> {
-  const size = await sizeOf(path);
-  if (size === undefined || size < 4096) return undefined;
-  const file = await open(path, 'r');
-  try {
-    const { buffer } = await file.read(Buffer.alloc(4096), 0, 4096, 0);
-    const whole =
-      buffer.readUInt32LE(EROFS_MAGIC_AT) === EROFS_MAGIC && buffer.readUInt32LE(EROFS_BLOCKS_AT) * 4096 === size;
-    return whole ? size : undefined;
-  } finally {
-    await file.close();
-  }
-}
-
-export async function sizeOf(path: string): Promise<number | undefined> {
-  try {
-    const info = await stat(path);
-    return info.isFile() ? info.size : undefined;
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
-    throw error;
-  }
-}
-
-async function sync(path: string): Promise<void> {
-  const file = await open(path, 'r');
-  try {
-    await file.datasync();
-  } finally {
-    await file.close();
-  }
 }

@@ -18,6 +18,9 @@ export const MAX_ARCHIVE_JSON_BYTES = 64 * 2 ** 20;
 export const MAX_LAYERS = 127;
 export const MAX_IMAGES_PER_ARCHIVE = 1000;
 export const MAX_INDEX_DEPTH = 4;
+/** Signatures and the like that are kept with an image, and the bytes of one of them. */
+export const MAX_REFERRERS = 32;
+export const MAX_REFERRER_BYTES = 32 * 2 ** 20;
 /** Linux: PATH_MAX and NAME_MAX. */
 export const MAX_PATH_BYTES = 4096;
 export const MAX_NAME_BYTES = 255;

@@ -16,6 +16,7 @@ const Descriptor = z.object({
   size: z.number().int().min(0),
   annotations: orAbsent(textMap),
   platform: orAbsent(Platform),
+  artifactType: orAbsent(text),
 });
 export type ParsedDescriptor = z.infer<typeof Descriptor>;
 
@@ -27,6 +28,7 @@ export const Index = z.object({
 export const Manifest = z.object({
   mediaType: orAbsent(text),
   config: Descriptor,
+  subject: orAbsent(Descriptor),
   layers: orAbsent(z.array(Descriptor)).transform((layers) => layers ?? []),
 });
 export type ParsedManifest = z.infer<typeof Manifest>;

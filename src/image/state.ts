@@ -1,7 +1,9 @@
 import { open, readFile, rename, rm } from 'node:fs/promises';
+import { dirname } from 'node:path';
 import * as z from 'zod';
 import { KataError } from '../base/index.ts';
 import { isDigest } from '../oci/index.ts';
+import { sync } from './files.ts';
 
 const digest = z.string().refine(isDigest, 'is not a digest');
 const bytes = z.number().int().min(0);
@@ -15,6 +17,17 @@ const LayerRecord = z.object({
   erofsBytes: bytes,
 });
 
+const BlobRecord = z.object({ digest, mediaType: z.string(), size: bytes });
+
+const ReferrerRecord = BlobRecord.extend({
+  /** Digest of the manifest or index that it is about. */
+  subject: digest,
+  artifactType: z.string().optional(),
+  annotations: z.record(z.string(), z.string()).optional(),
+  /** What the document itself points at. */
+  blobs: z.array(BlobRecord),
+});
+
 const ImageRecord = z.object({
   manifestDigest: digest,
   manifestType: z.string(),
@@ -23,6 +36,10 @@ const ImageRecord = z.object({
   architecture: z.string(),
   createdAt: z.string().optional(),
   layers: z.array(LayerRecord),
+  /** "docker.io/library/busybox@sha256:…": as what registries gave it. Absent: it was never pulled nor pushed. */
+  repoDigests: z.array(z.string()).optional(),
+  /** Documents about the image (signatures, bills of materials) that its registry lists. */
+  referrers: z.array(ReferrerRecord).optional(),
 });
 
 /** images.json. Keys of `images` are ids (digests of configurations), of `tags` canonical names. */
@@ -34,6 +51,7 @@ const StateFile = z.object({
 
 export type LayerRecord = z.infer<typeof LayerRecord>;
 export type ImageRecord = z.infer<typeof ImageRecord>;
+export type ReferrerRecord = z.infer<typeof ReferrerRecord>;
 
 export interface State {
   images: Map<string, ImageRecord>;
@@ -75,6 +93,7 @@ export async function writeState(path: string, state: State): Promise<void> {
   }
   try {
     await rename(temporary, path);
+    await sync(dirname(path));
   } catch (error) {
     await rm(temporary, { force: true });
     throw error;

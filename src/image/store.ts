@@ -5,17 +5,25 @@ import { canonicalName, familiarName, isDigest, parseReference } from '../oci/in
 import { planImages } from './archive/select.ts';
 import { type ImageSource, openSource } from './archive/source.ts';
 import { busyboxSource } from './busybox.ts';
-import { ContentStore, sizeOf } from './content.ts';
-import { installImage } from './install.ts';
+import { ContentStore } from './content.ts';
+import { exportedImage } from './export.ts';
+import { sizeOf } from './files.ts';
+import { type InstallContext, installImage } from './install.ts';
+import { bringReferrers, RemoteSource } from './remote.ts';
 import { saveImages } from './save.ts';
 import { Config, parseJson } from './schemas.ts';
 import { type ImageRecord, type LayerRecord, readState, type State, writeState } from './state.ts';
 import type {
+  ExportedImage,
   ImageDetails,
   ImageInfo,
   ImageStoreOptions,
   LoadOptions,
   LoadResult,
+  PruneResult,
+  PullOptions,
+  PullResult,
+  RemoteImage,
   RemoveOptions,
   RemoveResult,
   ResolvedImage,
@@ -29,6 +37,8 @@ export class ImageStore {
   readonly #dir: string;
   readonly #content: ContentStore;
   readonly #usedBy: NonNullable<ImageStoreOptions['usedBy']>;
+  /** Images that somebody begins to rely on, with how many do. */
+  readonly #held = new Map<string, number>();
   /** Guards the state, and the moment in which files are collected. */
   readonly #mutex = new Mutex();
   #state: State;
@@ -70,7 +80,118 @@ export class ImageStore {
     return this.#loadFrom((tmp) => busyboxSource(binaryPath, tmp), undefined);
   }
 
-  async #loadFrom(open: (tmp: string) => Promise<ImageSource>, name: string | undefined): Promise<LoadResult> {
+  /**
+   * Brings an image of a registry in, all or nothing; what was fetched before a failure is not fetched again. Calls for
+   * the same content at once fetch and unpack it once. Throws as `load` does, and what `remote` throws.
+   */
+  pull(remote: RemoteImage, options: PullOptions): Promise<PullResult> {
+    const source = new RemoteSource(remote, this.#content, options);
+    return this.#bringing(
+      (digest, status) => source.report(digest, status),
+      async (context) => {
+        const { images } = await planImages(source);
+        const [image] = images;
+        if (image === undefined) throw new KataError('INTERNAL', 'a plan without an image', { phase: 'image' });
+        source.announce(image.layers);
+        const [id, installed] = await installImage(image, { ...context, source });
+        const { digest } = remote.top;
+        const referrers = await bringReferrers(remote, [digest, installed.manifestDigest], {
+          ...context,
+          signal: options.signal,
+        });
+        let isNew = true;
+        await this.#update((state) => {
+          const own = `${remote.repository}@${digest}`;
+          const known = state.images.get(id);
+          isNew = known === undefined || (remote.name !== undefined && state.tags.get(remote.name) !== id);
+          const repoDigests = [...new Set([...(known?.repoDigests ?? []), own])];
+          state.images.set(id, { ...installed, repoDigests, ...(referrers.length === 0 ? {} : { referrers }) });
+          if (remote.name !== undefined) state.tags.set(remote.name, id);
+        });
+        return { id, digest, isNew };
+      },
+    );
+  }
+
+  /** Gives `work` what a registry takes of an image; its files stay until `work` has ended. */
+  async export<T>(ref: string, work: (image: ExportedImage) => Promise<T>): Promise<T> {
+    const [image, unpin] = await this.#mutex.run(async () => {
+      const id = this.#find(ref);
+      const record = this.#record(id);
+      const release = this.#content.pin(this.#filesOf(id, record));
+      return [{ id, record }, release] as const;
+    });
+    try {
+      return await work(await exportedImage(image.id, image.record, (digest) => this.#content.blobPath(digest)));
+    } finally {
+      unpin();
+      await this.#mutex.run(() => this.#collect());
+    }
+  }
+
+  /** Records what a registry calls the image that it was given. */
+  async published(id: string, repoDigest: string): Promise<void> {
+    await this.#update((state) => {
+      const known = state.images.get(id);
+      if (known !== undefined)
+        state.images.set(id, { ...known, repoDigests: [...new Set([...(known.repoDigests ?? []), repoDigest])] });
+    });
+  }
+
+  /** Removes images that no container uses: those without a name, or with `all` every one; and parts of blobs. */
+  async prune({ all = false }: { all?: boolean } = {}): Promise<PruneResult> {
+    return this.#mutex.run(async () => {
+      const before = await this.#content.sizeBytes();
+      const removed: RemoveResult[] = [];
+      for (const id of [...this.#state.images.keys()]) {
+        const tags = [...this.#state.tags].filter(([, image]) => image === id).map(([tag]) => tag);
+        if ((tags.length > 0 && !all) || this.#held.has(id) || (await this.#usedBy(id)).length > 0) continue;
+        removed.push({ untagged: tags.map(shortName), deleted: id });
+      }
+      const gone = new Set(removed.map(({ deleted }) => deleted));
+      await this.#commit((state) => {
+        for (const [tag, id] of state.tags) if (gone.has(id)) state.tags.delete(tag);
+        for (const id of gone) if (id !== undefined) state.images.delete(id);
+      });
+      await this.#collect();
+      const partial = await this.#content.dropPartials(0);
+      return { removed, reclaimedBytes: before - (await this.#content.sizeBytes()) + partial };
+    });
+  }
+
+  #loadFrom(open: (tmp: string) => Promise<ImageSource>, name: string | undefined): Promise<LoadResult> {
+    return this.#bringing(
+      () => {},
+      async (context) => {
+        const source = await open(context.tmp);
+        const { images, skipped } = await planImages(source);
+        if (name !== undefined && images.length !== 1)
+          throw new KataError('INVALID_ARGUMENT', `a tag names one image, and the archive holds ${images.length}`, {
+            phase: 'image',
+            hint: 'load without a tag, then use `kata tag`',
+          });
+        const installed: { id: string; record: ImageRecord; names: string[] }[] = [];
+        for (const image of images) {
+          const [id, record] = await installImage(image, { ...context, source });
+          installed.push({ id, record, names: name === undefined ? image.names : [name] });
+        }
+        await this.#update((state) => {
+          for (const { id, record, names } of installed) {
+            const { repoDigests, referrers } = state.images.get(id) ?? {};
+            state.images.set(id, { ...record, ...(repoDigests && { repoDigests }), ...(referrers && { referrers }) });
+            for (const tag of names) state.tags.set(tag, id);
+          }
+        });
+        return { images: installed.map(({ id, names }) => ({ id, tags: names.map(shortName) })), skipped };
+      },
+    );
+  }
+
+  /** What all ways into the store have in common: a temporary directory, pins, and a collection at the end. */
+  async #bringing<T>(
+    report: InstallContext['report'],
+    work: (context: Omit<InstallContext, 'source'>) => Promise<T>,
+  ): Promise<T> {
     const tmp = await this.#content.temporaryDirectory();
     const unpins: (() => void)[] = [];
     const pin = (paths: string[]): Promise<void> =>
@@ -78,26 +199,7 @@ export class ImageStore {
         unpins.push(this.#content.pin(paths));
       });
     try {
-      const source = await open(tmp);
-      const { images, skipped } = await planImages(source);
-      if (name !== undefined && images.length !== 1)
-        throw new KataError('INVALID_ARGUMENT', `a tag names one image, and the archive holds ${images.length}`, {
-          phase: 'image',
-          hint: 'load without a tag, then use `kata tag`',
-        });
-      const context = { content: this.#content, source, tmp, pin, known: this.#knownLayer };
-      const installed: { id: string; record: ImageRecord; names: string[] }[] = [];
-      for (const image of images) {
-        const [id, record] = await installImage(image, context);
-        installed.push({ id, record, names: name === undefined ? image.names : [name] });
-      }
-      await this.#update((state) => {
-        for (const { id, record, names } of installed) {
-          state.images.set(id, record);
-          for (const tag of names) state.tags.set(tag, id);
-        }
-      });
-      return { images: installed.map(({ id, names }) => ({ id, tags: names.map(shortName) })), skipped };
+      return await work({ content: this.#content, tmp, pin, known: this.#knownLayer, report });
     } catch (error) {
       throw KataError.from(error, 'image');
     } finally {
@@ -153,10 +255,16 @@ export class ImageStore {
 
   /**
    * What the engine runs. Throws NOT_FOUND; STATE_CORRUPT when a layer's file was altered or lost.
-   * The files stay as long as the image does: the caller must be among `usedBy` before it starts to rely on them.
+   * The files stay as long as the image does: the caller must be among `usedBy` before it starts to rely on them, or give
+   * `hold`, which is called with what ends the image's being held.
    */
-  async resolve(ref: string): Promise<ResolvedImage> {
-    const id = this.#find(ref);
+  async resolve(ref: string, hold?: (release: () => void) => void): Promise<ResolvedImage> {
+    // In turn with removals: what one of them has begun to take away is not held any more.
+    const id = await this.#mutex.run(async () => {
+      const found = this.#find(ref);
+      hold?.(this.#hold(found));
+      return found;
+    });
     const layers = [];
     for (const { diffId, erofsBytes } of this.#record(id).layers) {
       const path = this.#content.layerPath(diffId);
@@ -185,7 +293,9 @@ export class ImageStore {
         });
       const going = named === undefined ? all : [named];
       const isLast = going.length === all.length;
-      const users = isLast ? await this.#usedBy(id) : [];
+      const users = isLast
+        ? [...(await this.#usedBy(id)), ...(this.#held.has(id) ? ['a container that is being created'] : [])]
+        : [];
       if (users.length > 0 && options.force !== true)
         throw new KataError('IMAGE_IN_USE', `image ${ref} is used by ${users.slice(0, 20).join(', ')}`, {
           hint: 'remove the containers first: kata rm',
@@ -200,13 +310,28 @@ export class ImageStore {
     });
   }
 
+  #hold(id: string): () => void {
+    this.#held.set(id, (this.#held.get(id) ?? 0) + 1);
+    return () => {
+      const left = (this.#held.get(id) ?? 1) - 1;
+      if (left === 0) this.#held.delete(id);
+      else this.#held.set(id, left);
+    };
+  }
+
   /** The id of what a person wrote: a name, an id, a manifest's digest, or the beginning of an id. */
   #find(ref: string): string {
     const tagged = this.#tagOf(ref);
     if (tagged !== undefined) return this.#state.tags.get(tagged) as string;
     const digest = ref.slice(ref.lastIndexOf('@') + 1);
     if (isDigest(digest))
-      for (const [id, record] of this.#state.images) if (id === digest || record.manifestDigest === digest) return id;
+      for (const [id, record] of this.#state.images)
+        if (
+          id === digest ||
+          record.manifestDigest === digest ||
+          record.repoDigests?.some((known) => known.endsWith(`@${digest}`))
+        )
+          return id;
     const hex = /^(?:sha256:)?([0-9a-f]{1,64})$/.exec(ref)?.[1];
     const matches =
       hex === undefined ? [] : [...this.#state.images.keys()].filter((id) => id.startsWith(`sha256:${hex}`));
@@ -254,6 +379,7 @@ export class ImageStore {
       sizeBytes: record.layers.reduce((sum, layer) => sum + layer.erofsBytes, 0),
       layers: record.layers.map((layer) => layer.diffId),
       architecture: record.architecture,
+      repoDigests: (record.repoDigests ?? []).map(shortName),
     };
   }
 
@@ -276,6 +402,9 @@ export class ImageStore {
       content.blobPath(id),
       content.blobPath(record.manifestDigest),
       ...record.layers.flatMap((layer) => [content.blobPath(layer.digest), content.layerPath(layer.diffId)]),
+      ...(record.referrers ?? []).flatMap(({ digest, blobs }) =>
+        [digest, ...blobs.map((blob) => blob.digest)].map((one) => content.blobPath(one)),
+      ),
     ];
   }
 
@@ -287,6 +416,7 @@ export class ImageStore {
   async #commit(change: (state: State) => void): Promise<void> {
     const next = { images: new Map(this.#state.images), tags: new Map(this.#state.tags) };
     change(next);
+    await this.#content.flush();
     await writeState(join(this.#dir, 'images.json'), next);
     this.#state = next;
   }

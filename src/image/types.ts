@@ -1,4 +1,4 @@
-import type { ImageConfig } from '../oci/index.ts';
+import type { Descriptor, ImageConfig } from '../oci/index.ts';
 
 /** One layer as the guest mounts it: a read-only EROFS image, its size a multiple of 4096 bytes. */
 export interface ResolvedLayer {
@@ -28,6 +28,8 @@ export interface ImageInfo {
   /** diffIDs, lowest layer first. */
   layers: string[];
   architecture: string;
+  /** "registry.example/app@sha256:…": what registries call it. */
+  repoDigests: string[];
 }
 
 export interface ImageDetails extends ImageInfo {
@@ -60,4 +62,62 @@ export interface RemoveResult {
 export interface ImageStoreOptions {
   /** Names of the containers that need the image's layers; asked under the store's lock before a deletion. */
   usedBy?: (imageId: string) => string[] | Promise<string[]>;
+}
+
+export type LayerStatus = 'waiting' | 'downloading' | 'extracting' | 'done' | 'exists';
+
+export interface LayerProgress {
+  /** Of the blob. */
+  digest: string;
+  status: LayerStatus;
+  /** Bytes that are there, and bytes of the whole. */
+  current: number;
+  total: number;
+}
+
+/** An image of a registry, as whoever speaks with the registry gives it. The store believes none of it. */
+export interface RemoteImage {
+  /** "docker.io/library/busybox" */
+  repository: string;
+  /** The canonical name that the image gets; absent where it was asked for by digest. */
+  name: string | undefined;
+  /** The manifest or index that the name or digest stands for. */
+  top: Descriptor & { bytes: Buffer };
+  /** A manifest or index. */
+  manifest(descriptor: Descriptor): Promise<Buffer>;
+  /** A blob of 4 MiB at most, in one piece. */
+  document(descriptor: Descriptor): Promise<Buffer>;
+  blob(descriptor: Descriptor, from: number, signal: AbortSignal): AsyncIterable<Uint8Array>;
+  /** The index of what refers to a manifest; undefined: there is nothing, or no way to know. */
+  referrers(digest: string): Promise<Buffer | undefined>;
+}
+
+export interface PullOptions {
+  signal: AbortSignal;
+  report?: (progress: LayerProgress) => void;
+}
+
+export interface PullResult {
+  id: string;
+  /** Of what the name stands for. */
+  digest: string;
+  /** False: the name stood for this image before. */
+  isNew: boolean;
+}
+
+/** What a registry needs to be given of an image. */
+export interface ExportedImage {
+  id: string;
+  manifest: Descriptor & { bytes: Buffer };
+  /** The configuration and the layers, each once. */
+  blobs: Descriptor[];
+  /** Manifests about it, with their blobs. */
+  referrers: { manifest: Descriptor & { bytes: Buffer }; listed: object & { digest: string }; blobs: Descriptor[] }[];
+  repoDigests: readonly string[];
+  pathOf(digest: string): string;
+}
+
+export interface PruneResult {
+  removed: RemoveResult[];
+  reclaimedBytes: number;
 }

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
 import { posix } from 'node:path';
 import { KataError } from '../../base/index.ts';
-import { canonicalName, digestOf, hexOf, MEDIA_TYPES, parseReference } from '../../oci/index.ts';
+import { canonicalName, type Descriptor, digestOf, hexOf, MEDIA_TYPES, parseReference } from '../../oci/index.ts';
 import type { Spooled } from '../content.ts';
 import { digestMismatch, printable } from '../layer/refuse.ts';
 import { MAX_IMAGES_PER_ARCHIVE, MAX_INDEX_DEPTH, MAX_LAYERS } from '../limits.ts';
@@ -20,7 +20,9 @@ import type { ImageSource } from './source.ts';
 /** What the guest runs. */
 const PLATFORM = { os: 'linux', architecture: 'amd64' };
 const INDEX_TYPES: readonly string[] = [MEDIA_TYPES.index, MEDIA_TYPES.dockerIndex];
-const MANIFEST_TYPES: readonly string[] = [MEDIA_TYPES.manifest, MEDIA_TYPES.dockerManifest];
+const IMAGE_TYPES: readonly string[] = [MEDIA_TYPES.manifest, MEDIA_TYPES.dockerManifest];
+/** What a registry keeps among its manifests. */
+export const MANIFEST_TYPES: readonly string[] = [...INDEX_TYPES, ...IMAGE_TYPES];
 /** Best first: what every amd64 processor runs. */
 const VARIANTS = ['', 'v1', 'v2', 'v3', 'v4'];
 
@@ -28,7 +30,7 @@ export interface PlannedLayer {
   diffId: string;
   mediaType: string;
   /** Absent: the archive gives none (docker's), the blob's own is taken. */
-  descriptor?: { digest: string; sizeBytes: number };
+  descriptor?: Descriptor;
   /** Member of the archive. */
   name: string;
 }
@@ -123,7 +125,7 @@ class LayoutPlanner {
   }
 
   async #addManifest(descriptor: ParsedDescriptor, names: string[]): Promise<boolean> {
-    if (descriptor.mediaType !== '' && !MANIFEST_TYPES.includes(descriptor.mediaType))
+    if (descriptor.mediaType !== '' && !IMAGE_TYPES.includes(descriptor.mediaType))
       throw invalid(
         `${descriptor.digest} is of the type ${printable(descriptor.mediaType)}, which is no image manifest`,
       );
@@ -159,7 +161,7 @@ class LayoutPlanner {
   /** A JSON blob by descriptor, size and digest verified. */
   async #document(descriptor: ParsedDescriptor): Promise<Buffer> {
     const name = blobName(descriptor.digest);
-    const bytes = await this.#source.json(name);
+    const bytes = await this.#source.json(name, descriptor);
     if (bytes === undefined) throw invalid(`the blob ${name} is missing`);
     const actual = digestOf(createHash('sha256').update(bytes).digest('hex'));
     if (actual !== descriptor.digest || bytes.length !== descriptor.size)
@@ -213,7 +215,7 @@ function layersOf(manifest: ParsedManifest, config: ParsedConfig): PlannedLayer[
     return {
       diffId: diffIds[index] as string,
       mediaType: layer.mediaType,
-      descriptor: { digest: layer.digest, sizeBytes: layer.size },
+      descriptor: { mediaType: layer.mediaType, digest: layer.digest, size: layer.size },
       name: blobName(layer.digest),
     };
   });
@@ -254,6 +256,6 @@ async function planDocker(
 /** Verifies a layer's blob against its descriptor, where there is one. */
 export function verifyBlob(layer: PlannedLayer, blob: Spooled): void {
   const { descriptor } = layer;
-  if (descriptor !== undefined && (descriptor.digest !== blob.digest || descriptor.sizeBytes !== blob.sizeBytes))
+  if (descriptor !== undefined && (descriptor.digest !== blob.digest || descriptor.size !== blob.sizeBytes))
     throw digestMismatch(layer.name, descriptor.digest, `${blob.digest} of ${blob.sizeBytes} bytes`);
 }

@@ -2,7 +2,7 @@ import { constants, createReadStream } from 'node:fs';
 import { open, stat } from 'node:fs/promises';
 import { join, posix } from 'node:path';
 import { KataError } from '../../base/index.ts';
-import { digestOf } from '../../oci/index.ts';
+import { type Descriptor, digestOf } from '../../oci/index.ts';
 import { type Spooled, spool } from '../content.ts';
 import { compressionOf, decompress } from '../layer/compression.ts';
 import { digestMismatch, printable } from '../layer/refuse.ts';
@@ -13,12 +13,19 @@ import { readTar, type TarHeader } from '../tar/read-tar.ts';
 /** What is handled at one go: small enough to leave the process responsive. */
 const READ_BYTES = 256 * 1024;
 
-/** Where an image's parts come from: the members of an archive or the files of a layout. Names are as in the OCI layout. */
+/**
+ * Where an image's parts come from: the members of an archive, the files of a layout, a registry. Names are as in the OCI
+ * layout; a descriptor stands beside them where there is one.
+ */
 export interface ImageSource {
   /** A JSON document, 4 MiB at most; undefined when there is none of the name. */
-  json(name: string): Promise<Buffer | undefined>;
-  /** A file of the caller's, in the load's temporary directory, digested; undefined when there is none. */
-  blob(name: string): Promise<Spooled | undefined>;
+  json(name: string, descriptor?: Descriptor): Promise<Buffer | undefined>;
+  /** A file of the caller's, in a directory of the store's, digested; undefined when there is none. */
+  blob(name: string, descriptor?: Descriptor): Promise<Spooled | undefined>;
+  /** Layers that are brought in side by side; one, unless it says more. */
+  readonly atOnce?: number;
+  /** Ends what is under way: a layer has failed, and with it the image. */
+  abort?(): void;
 }
 
 const invalid = (message: string, hint = 'get the archive again') =>

@@ -1,11 +1,12 @@
 import { KataError } from '../../base/index.ts';
 import { HOST_CHECKS } from './host.ts';
+import { images } from './images.ts';
 import { INSTALLATION_CHECKS } from './installation.ts';
 import type { Check, CheckPlaces, CheckResult } from './types.ts';
 
 export type { Check, CheckPlaces, CheckResult } from './types.ts';
 
-const CHECKS: readonly Check[] = [...INSTALLATION_CHECKS, ...HOST_CHECKS];
+const CHECKS: readonly Check[] = [...INSTALLATION_CHECKS, ...HOST_CHECKS, images];
 
 /** Takes every probe of host and installation, all at once; each ends at its deadline. In the order of the list. */
 export const checkHost = (places: CheckPlaces): Promise<CheckResult[]> =>

@@ -40,7 +40,7 @@ const handlers: Handlers = {
   },
   inspectImage: async (call) => {
     seen.push({ image: call.path.reference });
-    return { id: '', tags: [], sizeBytes: 0, layers: [], architecture: '' };
+    return { id: '', tags: [], sizeBytes: 0, layers: [], architecture: '', repoDigests: [] };
   },
   loadImages: async () => ({ images: [] }),
   waitContainer: (call) =>

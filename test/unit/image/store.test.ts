@@ -59,7 +59,7 @@ test('lists, inspects and finds images by name, id and beginning of the id', asy
     store.list()[0]?.sizeBytes,
     sizes.reduce((sum, size) => sum + size),
   );
-  assert.deepEqual(await namesIn(images), ['blobs', 'images.json', 'layers', 'tmp']);
+  assert.deepEqual(await namesIn(images), ['blobs', 'images.json', 'layers', 'partial', 'tmp']);
 });
 
 test('an ambiguous beginning of an id is refused', async (t) => {

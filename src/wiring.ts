@@ -83,6 +83,7 @@ function services(paths: EnginePaths, cgroupParent: string): SandboxServices {
     host: sandboxHost(paths, cgroupParent, engine),
     hypervisor: qemu,
     sandboxesDir: join(paths.run, 's'),
+    endedDir: join(paths.root, 'ended'),
     engine,
     log,
   };

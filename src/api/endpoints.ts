@@ -20,6 +20,8 @@ export const ENDPOINTS = {
   containerStats: ['GET', '/v1/containers/{id}/stats'],
   attachContainer: ['POST', '/v1/containers/{id}/attach'],
   containerLogs: ['GET', '/v1/containers/{id}/logs'],
+  agentLog: ['GET', '/v1/agent-logs/{id}'],
+  setAgentLogLevel: ['POST', '/v1/agent-logs/{id}/level'],
   resizeProcess: ['POST', '/v1/containers/{id}/resize'],
   createExec: ['POST', '/v1/containers/{id}/exec'],
   inspectExec: ['GET', '/v1/containers/{id}/exec/{execId}'],

@@ -53,6 +53,8 @@ export const ROUTES = {
     answer: s.StreamAnswer,
   },
   containerLogs: { summary: 'Where the log is', query: s.LogsQuery, answer: s.LogsAnswer },
+  agentLog: { summary: "Where the guest agent's log of a container's sandbox is", answer: s.AgentLogAnswer },
+  setAgentLogLevel: { summary: 'What a running guest agent logs', body: s.AgentLogLevel, answer: s.Empty },
   resizeProcess: { summary: "Size of a process's terminal", body: s.ResizeBody, answer: s.Empty },
   createExec: {
     summary: 'Runs another process in a container',

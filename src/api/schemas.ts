@@ -318,6 +318,14 @@ export const LogsAnswer = z.strictObject({
   /** JournalEntry.dropped_lines. */
   droppedLines: z.number(),
 });
+export const AgentLogAnswer = z.strictObject({
+  sandboxUid: z.string(),
+  /** Its older half, if there is one, is `<path>.1`. */
+  path: z.string(),
+  /** False: the sandbox is gone, and this is what was kept. */
+  live: z.boolean(),
+});
+export const AgentLogLevel = z.strictObject({ level: z.enum(['error', 'warn', 'info', 'debug', 'trace']) });
 export const StatsAnswer = z.strictObject({
   id: z.string(),
   name: z.string(),

@@ -7,7 +7,12 @@ export interface LogEntry {
   tag: 'F' | 'P' | 'D';
   /** A view into the buffer that was read. */
   text: Buffer;
+  /** Of the agent's log: stands in JSON in place of the stream. */
+  agent?: { level: string; subsystem: string };
 }
+
+/** Reads a line without its newline; undefined: it is not one of the log, 'other': it is not wanted. */
+export type LogParser = (line: Buffer) => LogEntry | 'other' | undefined;
 
 const SPACE = 0x20;
 const NEWLINE = 0x0a;

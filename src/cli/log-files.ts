@@ -1,5 +1,5 @@
 import { closeSync, fstatSync, openSync, readSync, statSync } from 'node:fs';
-import { type LogEntry, parseLogLine } from './log-entry.ts';
+import type { LogEntry, LogParser } from './log-entry.ts';
 
 /** The writer keeps four rotated files; more are read when somebody kept more. */
 const MAX_ROTATED = 64;
@@ -72,7 +72,7 @@ export function* readForward(fd: number, offset: number): Generator<Buffer, numb
 }
 
 /** Entries of a file from its end to its start, with their offsets. A rest without newline is left out. */
-function* readBackward(fd: number, size: number): Generator<{ offset: number; entry: LogEntry }> {
+function* readBackward(fd: number, size: number, parse: LogParser): Generator<{ offset: number; entry: LogEntry }> {
   let rest = Buffer.alloc(0);
   let complete = false;
   for (let end = size; end > 0; ) {
@@ -88,8 +88,8 @@ function* readBackward(fd: number, size: number): Generator<{ offset: number; en
     while (bytes.length > 0) {
       const before = bytes.lastIndexOf(0x0a, bytes.length - 2);
       if (bytes.length === 1 || (before < 0 && start > 0)) break;
-      const entry = parseLogLine(bytes.subarray(before + 1, bytes.length - 1));
-      if (entry !== undefined) yield { offset: start + before + 1, entry };
+      const entry = parse(bytes.subarray(before + 1, bytes.length - 1));
+      if (entry !== undefined && entry !== 'other') yield { offset: start + before + 1, entry };
       bytes = bytes.subarray(0, before + 1);
       if (before < 0) break;
     }
@@ -104,7 +104,7 @@ type Stream = 'stdout' | 'stderr';
  * Where the last `count` lines begin, for each stream: what lies before belongs to older lines. A line may consist of
  * parts, and the lines of the two streams may be interleaved. Reads from the end and no more than it needs.
  */
-export function findTail(files: readonly LogFile[], count: number): Record<Stream, LogPosition> {
+export function findTail(files: readonly LogFile[], count: number, parse: LogParser): Record<Stream, LogPosition> {
   const sizes = files.map(({ fd }) => fstatSync(fd).size);
   const end: LogPosition = { file: Math.max(files.length - 1, 0), offset: sizes.at(-1) ?? 0 };
   const starts: Record<Stream, LogPosition> = { stdout: end, stderr: end };
@@ -112,7 +112,7 @@ export function findTail(files: readonly LogFile[], count: number): Record<Strea
   let lines = 0;
   let lookedBack = 0;
   for (let file = files.length - 1; file >= 0; file--) {
-    for (const { offset, entry } of readBackward(files[file]?.fd ?? -1, sizes[file] ?? 0)) {
+    for (const { offset, entry } of readBackward(files[file]?.fd ?? -1, sizes[file] ?? 0, parse)) {
       if (entry.stream === 'system') continue;
       const stream: Stream = entry.stream;
       if (entry.tag === 'F' || newest[stream] === undefined) {

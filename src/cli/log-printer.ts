@@ -68,13 +68,19 @@ export class LogPrinter {
 
   #plain(stream: 'stdout' | 'stderr', entry: LogEntry): void {
     if (this.#options.timestamps && !this.#within[stream]) this.#add(stream, Buffer.from(`${entry.time} `));
+    if (entry.agent !== undefined) this.#add(stream, Buffer.from(`${entry.agent.level} ${entry.agent.subsystem}: `));
     this.#add(stream, entry.text);
     this.#within[stream] = entry.tag === 'P';
     if (entry.tag === 'F') this.#add(stream, NEWLINE);
   }
 
-  #json({ time, stream, tag, text }: LogEntry): void {
-    const line = { time, stream, text: text.toString('utf8'), ...(tag === 'P' ? { partial: true } : {}) };
+  #json({ time, stream, tag, text, agent }: LogEntry): void {
+    const line = {
+      time,
+      ...(agent ?? { stream }),
+      text: text.toString('utf8'),
+      ...(tag === 'P' ? { partial: true } : {}),
+    };
     this.#add('stdout', Buffer.from(`${JSON.stringify(line)}\n`));
   }
 

@@ -1,6 +1,6 @@
 import { type FSWatcher, watch } from 'node:fs';
 import { dirname } from 'node:path';
-import { LineSplitter, parseLogLine } from './log-entry.ts';
+import { LineSplitter, type LogParser, parseLogLine } from './log-entry.ts';
 import {
   closeLogFiles,
   findTail,
@@ -20,6 +20,7 @@ const RECHECK_MS = 2000;
 export class LogReader {
   readonly #path: string;
   readonly #printer: LogPrinter;
+  readonly #parse: LogParser;
   #files: LogFile[] = [];
   /** Entries before these places are older than the wanted tail. */
   #starts: Record<'stdout' | 'stderr', LogPosition> | undefined;
@@ -27,16 +28,17 @@ export class LogReader {
   #splitter = new LineSplitter(MAX_LOG_LINE_BYTES);
   #unreadable = 0;
 
-  constructor(path: string, printer: LogPrinter) {
+  constructor(path: string, printer: LogPrinter, parse: LogParser = parseLogLine) {
     this.#path = path;
     this.#printer = printer;
+    this.#parse = parse;
   }
 
   /** Prints the last `tail` lines (all by default). */
   async existing(tail = Number.POSITIVE_INFINITY): Promise<void> {
     this.#files = openLogFiles(this.#path);
     if (Number.isFinite(tail)) {
-      this.#starts = findTail(this.#files, tail);
+      this.#starts = findTail(this.#files, tail, this.#parse);
       const { stdout, stderr } = this.#starts;
       this.#at = isBefore(stdout, stderr) ? stdout : stderr;
     }
@@ -117,11 +119,9 @@ export class LogReader {
   }
 
   #line(line: Buffer, offset: number): void {
-    const entry = parseLogLine(line);
-    if (entry === undefined) {
-      this.#unreadable++;
-      return;
-    }
+    const entry = this.#parse(line);
+    if (entry === undefined) this.#unreadable++;
+    if (entry === undefined || entry === 'other') return;
     const start = entry.stream === 'system' ? undefined : this.#starts?.[entry.stream];
     if (start !== undefined && isBefore({ file: this.#at.file, offset }, start)) return;
     this.#printer.print(entry);

@@ -5,6 +5,7 @@ import { KataError } from '../base/index.ts';
 import { buildExecProcess } from '../oci/index.ts';
 import { failpoint, machineSize, needsSharing } from '../sandbox/index.ts';
 import { guestRootfs } from '../storage/index.ts';
+import { findAgentLog, setAgentLogLevel } from './agent-log.ts';
 import { Container } from './container.ts';
 import { corruptSummary, detailsOf, droppedLines, logFiles, statsOf, summaryOf } from './describe.ts';
 import type { Engine } from './engine.ts';
@@ -103,6 +104,15 @@ export function containerHandlers(engine: Engine, ready: Promise<void>): Handler
         terminal: container.record.process.terminal,
         droppedLines: await droppedLines(container, engine.sandboxes.get(summaryOf(container).sandboxUid ?? '')),
       };
+    },
+    agentLog: async ({ path }) => {
+      await ready;
+      return findAgentLog(engine, path.id);
+    },
+    setAgentLogLevel: async ({ path, body }) => {
+      await ready;
+      await setAgentLogLevel(engine, path.id, body.level);
+      return {};
     },
     resizeProcess: async ({ path, body }) => {
       const container = await find(path.id);

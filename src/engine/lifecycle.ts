@@ -225,6 +225,7 @@ class Attempt {
       vsock,
       shared: needsSharing(plan) ? 'sandbox' : 'no',
       containers: [this.#container.id],
+      names: [this.#container.id, this.#container.record.name],
       acknowledged: 0,
       execs: [],
     });

@@ -4,6 +4,7 @@ import { KataError, UndoStack } from '../base/index.ts';
 import { failpoint } from './failpoints.ts';
 import type { JournalTaker } from './journal.ts';
 import { readJournal } from './journal-file.ts';
+import { keepLogs } from './kept-logs.ts';
 import type { SandboxRecord } from './records.ts';
 import type { Keeper, SandboxEvents, SandboxServices } from './services.ts';
 
@@ -56,6 +57,7 @@ async function run(parts: EndingParts, cause: string, release: () => void): Prom
     await rm(runDir, { recursive: true, force: true, maxRetries: RM_ATTEMPTS, retryDelay: 10 });
     failpoint('end.run-dir-removed');
   });
+  undo.push('logs', () => keepLogs(services.endedDir, runDir, parts.record()));
   undo.push('cgroup', async () => {
     await removeCgroups(parts);
     failpoint('end.cgroup-removed');

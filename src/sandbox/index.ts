@@ -1,5 +1,6 @@
 export * from './adopt.ts';
 export * from './failpoints.ts';
+export { findKept, type KeptLogs } from './kept-logs.ts';
 export * from './launch.ts';
 export * from './phases.ts';
 export * from './plan.ts';

@@ -150,6 +150,8 @@ export const SandboxRecord = z.object({
   shared: z.enum(['no', 'sandbox', 'container']),
   /** Members, in the order in which they came; the first is the one that the sandbox was made for. */
   containers: z.array(z.string()),
+  /** What it can be asked for by when it is gone: its owner's name for it, and the containers that it ever had. */
+  names: z.array(z.string()).default([]),
   /** Journal entries up to here are recorded in the containers. */
   acknowledged: z.number().int().nonnegative(),
   execs: z.array(ExecRecord),

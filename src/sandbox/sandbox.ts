@@ -33,6 +33,7 @@ const REMOVE_TIMEOUT_MS = 10_000;
 const RECONNECTS = 5;
 /** Ended execs that can still be inspected. */
 const MAX_EXECS = 256;
+const MAX_NAMES = 256;
 const LOG_MAX_BYTES = 10 * 2 ** 20;
 const LOG_MAX_FILES = 4;
 
@@ -133,7 +134,10 @@ export class Sandbox {
           hint: 'start the container that it belongs to first',
         });
       if (!this.#record.containers.includes(containerId))
-        this.update({ containers: [...this.#record.containers, containerId] });
+        this.update({
+          containers: [...this.#record.containers, containerId],
+          names: [...new Set([...this.#record.names, containerId])].slice(-MAX_NAMES),
+        });
     });
   }
 

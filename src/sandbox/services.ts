@@ -104,6 +104,8 @@ export interface SandboxServices {
   hypervisor: Hypervisor;
   /** `<run>/s`. */
   sandboxesDir: string;
+  /** `<root>/ended`: logs of sandboxes that are gone. */
+  endedDir: string;
   /** How a keeper starts an engine again. */
   engine: { argv(): readonly string[]; env: readonly string[]; socket: string };
   /** One line for the engine's log. */

@@ -6,7 +6,7 @@ import type { Doors, Engine } from '../engine/index.ts';
 import { adopt, Sandbox, type SandboxRecord } from '../sandbox/index.ts';
 import { DoorConfig } from './config.ts';
 import { Door } from './door.ts';
-import { doorPath, readDoor } from './door-file.ts';
+import { type DoorFile, doorPath, readDoor } from './door-file.ts';
 import { sandboxMethods, watchSandbox } from './sandbox-service.ts';
 import type { ShimServices } from './services.ts';
 import { taskMethods } from './task-service.ts';
@@ -89,7 +89,7 @@ export class ShimDoors implements Doors {
         this.#sweepKeys();
       },
     });
-    const sandbox = new Sandbox(services, door.sandboxEvents, stored ?? (await this.#newRecord(uid)));
+    const sandbox = new Sandbox(services, door.sandboxEvents, stored ?? (await this.#newRecord(file)));
     door.belongsTo(sandbox);
     const adoption = await adopt(sandbox);
     if (adoption.kind === 'end' && stored === undefined)
@@ -107,7 +107,7 @@ export class ShimDoors implements Doors {
     watchSandbox(door);
   }
 
-  async #newRecord(uid: string): Promise<SandboxRecord> {
+  async #newRecord({ uid, id }: DoorFile): Promise<SandboxRecord> {
     return {
       version: 1,
       uid,
@@ -125,6 +125,7 @@ export class ShimDoors implements Doors {
       vsock: 'hybrid',
       shared: 'no',
       containers: [],
+      names: [id],
       acknowledged: 0,
       execs: [],
     };

@@ -110,7 +110,11 @@ describe('a pod of the sandbox service', () => {
     const left = await processes();
     assert.match(left, /^ +1 pause .*sleep 2000/ms);
     assert.doesNotMatch(left, /sleep 1000/);
+    const agentLog = (): Promise<string> => containerd.kata('logs', '--agent', '--level', 'info', shared.id);
+    assert.match(await agentLog(), /^info agent: kata-agent/);
     await containerd.crictl('rmp', '--force', shared.id);
+    await until(() => containerd.sandboxes().length === 0, 'the sandbox is gone');
+    assert.match(await agentLog(), /^info agent: kata-agent/);
   });
 
   test('a machine that dies makes its pod not ready', async () => {

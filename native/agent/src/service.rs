@@ -156,6 +156,13 @@ fn refuse(error: Status) -> HandlerFuture {
     Box::pin(std::future::ready(Err(error)))
 }
 
+/// The guest could not do it; every other status is about what was asked.
+fn is_failure(error: &Status) -> bool {
+    [Code::Unknown, Code::Internal, Code::ResourceExhausted, Code::DeadlineExceeded, Code::Unavailable]
+        .iter()
+        .any(|code| *code as i32 == error.code)
+}
+
 fn unimplemented(message: &str) -> Status {
     status(Code::Unimplemented, message)
 }
@@ -170,13 +177,11 @@ impl Handler for Services {
             _ => None,
         };
         let answer = found.unwrap_or_else(|| refuse(unimplemented(&format!("/{service}/{method} is not served"))));
-        if !log::enabled(log::Level::Debug) {
-            return answer;
-        }
         Box::pin(async move {
             let result = answer.await;
             match &result {
                 Ok(_) => log::debug!("rpc", "{method}: ok"),
+                Err(error) if is_failure(error) => log::error!("rpc", "{method}: {}", error.message),
                 Err(error) => log::debug!("rpc", "{method}: status {}: {}", error.code, error.message),
             }
             result

@@ -1,5 +1,6 @@
 import { Writable } from 'node:stream';
 import { KataError } from '../../base/index.ts';
+import { AGENT_LEVELS, type AgentLevel, agentLogParser, gone } from '../agent-log.ts';
 import { type Command, FLAG_JSON } from '../command.ts';
 import { type Context, EXIT_SIGPIPE } from '../context.ts';
 import { type Flags, UsageError } from '../flags.ts';
@@ -24,41 +25,54 @@ export const command: Command = {
     { long: 'until', kind: 'string', value: 'TIME', help: 'Up to a time or a duration ago' },
     { long: 'tail', short: 'n', kind: 'string', value: 'N', help: 'Only the last N lines', default: 'all' },
     { long: 'timestamps', short: 't', kind: 'bool', help: 'Show the time of each line' },
-    { ...FLAG_JSON, help: 'One JSON object a line: time, stream, text, partial' },
+    { ...FLAG_JSON, help: 'One JSON object a line: time, stream (level, subsystem), text, partial' },
+    {
+      long: 'agent',
+      kind: 'bool',
+      help: "The guest agent's own log; also of a sandbox or pod, and of one that is gone",
+    },
+    {
+      long: 'level',
+      kind: 'string',
+      value: 'LEVEL',
+      help: 'With --agent: lines of this level and worse ones',
+      default: 'trace',
+      choices: AGENT_LEVELS,
+    },
+    {
+      long: 'set-level',
+      kind: 'string',
+      value: 'LEVEL',
+      help: 'With --agent: what the running agent writes from now on; nothing is shown',
+      choices: AGENT_LEVELS,
+    },
   ],
   refused: { details: { reason: 'log lines carry no attributes' } },
   minArguments: 1,
   maxArguments: 1,
   completes: 'containers',
-  examples: ['kata logs web', 'kata logs -f --tail 20 web', 'kata logs --since 10m -t web 2>/dev/null'],
+  examples: [
+    'kata logs web',
+    'kata logs -f --tail 20 web',
+    'kata logs --since 10m -t web 2>/dev/null',
+    'kata logs --agent --level error web',
+  ],
   notes: [
     'What the container wrote to standard output goes to standard output, the rest to standard error. Lines that the log ' +
       'lost because the disk was full are reported on standard error.',
+    "With `--agent` the argument may also be a sandbox's uid, or the id of a pod or container of containerd. The logs of the last 100 sandboxes that ended are kept.",
   ],
   run: showLogs,
 };
 
 async function showLogs(context: Context, flags: Flags): Promise<number> {
+  if (flags.bool('agent')) return showAgentLog(context, flags);
+  for (const flag of ['level', 'set-level'])
+    if (flags.has(flag)) throw new UsageError(`--${flag} is for --agent alone`, undefined);
   const container = flags.args[0] ?? '';
-  const tail = readTail(flags);
-  const bound = (flag: 'since' | 'until') => {
-    const text = flags.string(flag);
-    return text === undefined ? undefined : parseTimestamp(text, `--${flag}`);
-  };
-  const since = bound('since');
-  const until = bound('until');
+  const { tail, since, until, printer } = outputOf(flags);
   const follow = flags.bool('follow');
   const log = await context.call('containerLogs', { path: { id: container }, query: { follow } });
-  const printer = new LogPrinter(
-    {
-      timestamps: flags.bool('timestamps'),
-      json: flags.bool('json'),
-      since: since === undefined ? '' : formatNanos(since),
-      until: until === undefined ? '' : formatNanos(until),
-    },
-    guarded(process.stdout),
-    guarded(process.stderr),
-  );
   const reader = new LogReader(log.path, printer);
   // The stream is there before the files are read: its end comes after everything that the log holds then.
   const stream =
@@ -74,7 +88,7 @@ async function showLogs(context: Context, flags: Flags): Promise<number> {
   }
   let end: StreamEnd | undefined;
   if (stream !== undefined && !printer.finished) {
-    await reader.follow(stream.ended, until === undefined ? undefined : Number(until / 1_000_000n));
+    await reader.follow(stream.ended, until === undefined ? undefined : millisOf(until));
     end = await Promise.race([stream.ended, undefined]);
   }
   await reader.close();
@@ -82,6 +96,61 @@ async function showLogs(context: Context, flags: Flags): Promise<number> {
   if (end?.kind === 'error') throw end.error;
   return 0;
 }
+
+async function showAgentLog(context: Context, flags: Flags): Promise<number> {
+  const id = flags.args[0] ?? '';
+  const level = levelOf(flags, 'set-level');
+  if (level !== undefined) {
+    await context.call('setAgentLogLevel', { path: { id }, body: { level } });
+    return 0;
+  }
+  const { tail, until, printer } = outputOf(flags);
+  const { path, live } = await context.call('agentLog', { path: { id } });
+  const reader = new LogReader(path, printer, agentLogParser(levelOf(flags, 'level') ?? 'trace'));
+  await reader.existing(tail);
+  if (flags.bool('follow') && live && !printer.finished)
+    await reader.follow(gone(path), until === undefined ? undefined : millisOf(until));
+  await reader.close();
+  return 0;
+}
+
+function levelOf(flags: Flags, flag: 'level' | 'set-level'): AgentLevel | undefined {
+  const text = flags.string(flag);
+  const level = AGENT_LEVELS.find((one) => one === text);
+  if (text !== undefined && level === undefined)
+    throw new UsageError(`--${flag}: "${text}" is none of ${AGENT_LEVELS.join(', ')}`, undefined);
+  return level;
+}
+
+interface Output {
+  /** Lines; infinite: all. */
+  tail: number;
+  /** Nanoseconds since the epoch. */
+  since: bigint | undefined;
+  until: bigint | undefined;
+  printer: LogPrinter;
+}
+
+function outputOf(flags: Flags): Output {
+  const bound = (flag: 'since' | 'until') => {
+    const text = flags.string(flag);
+    return text === undefined ? undefined : parseTimestamp(text, `--${flag}`);
+  };
+  const [since, until] = [bound('since'), bound('until')];
+  const printer = new LogPrinter(
+    {
+      timestamps: flags.bool('timestamps'),
+      json: flags.bool('json'),
+      since: since === undefined ? '' : formatNanos(since),
+      until: until === undefined ? '' : formatNanos(until),
+    },
+    guarded(process.stdout),
+    guarded(process.stderr),
+  );
+  return { tail: readTail(flags), since, until, printer };
+}
+
+const millisOf = (nanos: bigint): number => Number(nanos / 1_000_000n);
 
 function readTail(flags: Flags): number {
   const text = flags.string('tail') ?? 'all';

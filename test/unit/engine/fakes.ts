@@ -449,6 +449,7 @@ export class World {
         host: this.#mortal(this.#host()),
         hypervisor: this.#hypervisor(),
         sandboxesDir: join(paths.run, 's'),
+        endedDir: join(paths.root, 'ended'),
         engine: { argv: () => [], env: [], socket: '' },
         log: (message) => this.logs.push(message),
       },

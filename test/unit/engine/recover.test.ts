@@ -7,6 +7,7 @@ import type { Engine } from '../../../src/engine/engine.ts';
 import { remove, start, stop } from '../../../src/engine/lifecycle.ts';
 import { recover } from '../../../src/engine/recover.ts';
 import { exitOf } from '../../../src/sandbox/index.ts';
+import { until } from '../../support/env.ts';
 import { config, type FakeKeeper, World } from './fakes.ts';
 
 let world: World;
@@ -170,6 +171,7 @@ test('files that cannot be read never keep the engine from its work', async () =
   for (const corrupt of engine.containers.corrupt) await engine.discardCorrupt(corrupt);
   assert.deepEqual(readdirSync(containers), [id]);
   await remove(engine, container, { force: true, volumes: false });
+  await until(() => readdirSync(join(world.dir, 'run', 's')).length === 1, 'the sandbox is gone');
   assert.deepEqual(world.residue, []);
   assert.deepEqual(readdirSync(join(world.dir, 'run', 's')), ['not-a-sandbox']);
 });

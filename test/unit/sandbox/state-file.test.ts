@@ -115,6 +115,7 @@ test('a sandbox is read as it was, and an older engine drops what it does not kn
     vsock: 'kernel',
     shared: 'no',
     containers: ['c'],
+    names: ['c', 'web'],
     acknowledged: 3,
     execs: [{ execId: 'e', containerId: 'c', args: ['a'], terminal: false }],
   };

@@ -1,0 +1,62 @@
+import { existsSync } from 'node:fs';
+import { escapeControls } from './escape.ts';
+import type { LogParser } from './log-entry.ts';
+
+/** From the worst on; a log of a level has what is worse, too. */
+export const AGENT_LEVELS = ['error', 'warn', 'info', 'debug', 'trace'] as const;
+export type AgentLevel = (typeof AGENT_LEVELS)[number];
+
+/** As the agent writes them (native/agent/src/log.rs). */
+const TAGS: Readonly<Record<string, AgentLevel>> = {
+  CRIT: 'error',
+  ERRO: 'error',
+  WARN: 'warn',
+  INFO: 'info',
+  DEBG: 'debug',
+  TRCE: 'trace',
+};
+const MEMBERS = ['msg', 'level', 'ts', 'subsystem'] as const;
+const GONE_CHECK_MS = 250;
+
+/** Lines of the guest agent's log of the level `least` and worse ones. The guest wrote them: nothing of them is believed. */
+export function agentLogParser(least: AgentLevel): LogParser {
+  const wanted = AGENT_LEVELS.slice(0, AGENT_LEVELS.indexOf(least) + 1);
+  return (bytes) => {
+    const line = parse(bytes);
+    if (line === undefined) return undefined;
+    const { msg, level: tag, ts, subsystem } = line;
+    const level = Object.hasOwn(TAGS, tag) ? TAGS[tag] : undefined;
+    const at = /^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z$/.exec(ts);
+    if (level === undefined || at === null) return undefined;
+    if (!wanted.includes(level)) return 'other';
+    return {
+      time: `${at[1]}.${(at[2] ?? '').padEnd(9, '0')}Z`,
+      stream: 'stdout',
+      tag: 'F',
+      text: Buffer.from(escapeControls(msg)),
+      agent: { level, subsystem: escapeControls(subsystem) },
+    };
+  };
+}
+
+function parse(bytes: Buffer): Record<(typeof MEMBERS)[number], string> | undefined {
+  let value: unknown;
+  try {
+    value = JSON.parse(bytes.toString());
+  } catch {
+    return undefined;
+  }
+  const isLine = MEMBERS.every((name) => typeof (value as Record<string, unknown> | null)?.[name] === 'string');
+  return isLine ? (value as Record<(typeof MEMBERS)[number], string>) : undefined;
+}
+
+/** Settles when the file is gone, which its sandbox's end makes it. */
+export function gone(path: string): Promise<void> {
+  return new Promise((resolve) => {
+    const timer = setInterval(() => {
+      if (existsSync(path)) return;
+      clearInterval(timer);
+      resolve();
+    }, GONE_CHECK_MS);
+  });
+}

@@ -1,0 +1,89 @@
+import { constants, existsSync, readdirSync, readFileSync } from 'node:fs';
+import { copyFile, mkdir, readdir, rename, rm, stat, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import * as z from 'zod';
+import type { SandboxRecord } from './records.ts';
+
+/** Each has an older half, `<name>.1`; the keeper bounds them. */
+const FILES = ['agent.log', 'console.log', 'keeper.log'].flatMap((name) => [name, `${name}.1`]);
+const MAX_KEPT = 100;
+const BEING_MADE_MS = 10 * 60_000;
+
+const Ended = z.object({ uid: z.string(), names: z.array(z.string()), endedAt: z.string() });
+
+/** Logs of a sandbox that is gone: `agent.log` and others in `dir`. */
+export interface KeptLogs {
+  uid: string;
+  dir: string;
+}
+
+/** Copies what a sandbox's directory holds of logs, and lets go of the oldest that were kept. Idempotent. */
+export async function keepLogs(endedDir: string, runDir: string, record: Readonly<SandboxRecord>): Promise<void> {
+  const { uid, names, createdAt } = record;
+  const dir = join(endedDir, uid);
+  const temporary = `${dir}.tmp`;
+  await rm(temporary, { recursive: true, force: true });
+  await mkdir(temporary, { recursive: true, mode: 0o700 });
+  let copied = 0;
+  for (const name of FILES)
+    copied += await copyFile(join(runDir, name), join(temporary, name), constants.COPYFILE_FICLONE).then(
+      () => 1,
+      (error: NodeJS.ErrnoException) => {
+        if (error.code !== 'ENOENT') throw error;
+        return 0;
+      },
+    );
+  // An end that is repeated finds nothing more: what the first one kept stays.
+  if (copied === 0) return rm(temporary, { recursive: true });
+  const ended: z.infer<typeof Ended> = { uid, names, endedAt: new Date().toISOString() };
+  await writeFile(join(temporary, 'ended.json'), JSON.stringify({ ...ended, createdAt }), { mode: 0o600 });
+  await rm(dir, { recursive: true, force: true });
+  await rename(temporary, dir);
+  await forgetOldest(endedDir);
+}
+
+async function forgetOldest(endedDir: string): Promise<void> {
+  const names = await readdir(endedDir);
+  if (names.length <= MAX_KEPT) return;
+  const kept = new Set(
+    all(endedDir)
+      .slice(0, MAX_KEPT)
+      .map(({ uid }) => uid),
+  );
+  for (const name of names) {
+    const dir = join(endedDir, name);
+    // What has no record is being made, or was cut off by a power failure.
+    const isNew = Date.now() - (await stat(dir).catch(() => ({ mtimeMs: 0 }))).mtimeMs < BEING_MADE_MS;
+    const isBeingMade = isNew && !existsSync(join(dir, 'ended.json'));
+    if (!kept.has(name) && !isBeingMade) await rm(dir, { recursive: true, force: true });
+  }
+}
+
+/** The logs of the sandbox of that uid, or of the one that ended last of those with that name. */
+export function findKept(
+  endedDir: string,
+  fits: (uid: string, names: readonly string[]) => boolean,
+): KeptLogs | undefined {
+  return all(endedDir).find(({ uid, names }) => fits(uid, names));
+}
+
+/** The one that ended last comes first. */
+function all(endedDir: string): (KeptLogs & z.infer<typeof Ended>)[] {
+  let uids: string[];
+  try {
+    uids = readdirSync(endedDir);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [];
+    throw error;
+  }
+  return uids
+    .flatMap((name) => {
+      const dir = join(endedDir, name);
+      try {
+        return [{ dir, ...Ended.parse(JSON.parse(readFileSync(join(dir, 'ended.json'), 'utf8'))) }];
+      } catch {
+        return [];
+      }
+    })
+    .sort((a, b) => b.endedAt.localeCompare(a.endedAt));
+}

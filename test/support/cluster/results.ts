@@ -41,10 +41,11 @@ export const about = (): { date: string; commit: string; processors: number; loa
   load: loadavg(),
 });
 
-/** Keeps a raw result under the name and its date; answers the path. */
+/** Keeps a raw result under the name and its date, without the run's own directory; answers the path. */
 export function keep(name: string, result: { date: string; [name: string]: unknown }): string {
   const path = join(DIRECTORY, `${name}-${result.date.slice(0, 10)}.json`);
-  writeFileSync(path, `${JSON.stringify(result, undefined, 2)}\n`);
+  const text = JSON.stringify(result, undefined, 2).replaceAll(process.env.KATA_CLUSTER_DIR ?? '\0', '<directory>');
+  writeFileSync(path, `${text}\n`);
   return path;
 }
 

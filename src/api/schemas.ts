@@ -3,7 +3,7 @@ import { ERROR_CODES, type ErrorCode, NAME_PATTERN } from '../base/index.ts';
 
 /**
  * Bodies of the local HTTP API. The OpenAPI document (docs/openapi.json) is generated from these same schemas.
- * Objects are strict: an unknown key is refused.
+ * Objects are strict: an unknown key is refused. A list of many short parts, which would say no more in several files.
  */
 const text = (max: number) =>
   z

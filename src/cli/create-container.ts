@@ -10,14 +10,18 @@ export interface Created {
   name: string;
 }
 
-/** Creates the container that a command line asks for: missing directories of -v, the id file, the warnings. */
-export async function createContainer(context: Context, request: CreateRequest): Promise<Created> {
+/** Creates the container that a command line asks for: missing directories of -v, the id file, the warnings. `signal` ends a pull. */
+export async function createContainer(
+  context: Context,
+  request: CreateRequest,
+  signal?: AbortSignal,
+): Promise<Created> {
   const { body, cidfile } = request;
   await context.ensureSetup(neededPieces(body));
   const idFile = cidfile === undefined ? undefined : openIdFile(cidfile);
   try {
     for (const path of request.createSources) makeMissing(path);
-    const created = await createPulled(context, request);
+    const created = await createPulled(context, request, signal);
     // Volumes that only the image names.
     if (created.shares) await context.ensureSetup(['virtiofsd']);
     for (const warning of created.warnings) await context.err(`WARNING: ${warning}\n`);
@@ -35,10 +39,11 @@ export async function createContainer(context: Context, request: CreateRequest):
 async function createPulled(
   context: Context,
   { body, pull: { policy, quiet } }: CreateRequest,
+  signal: AbortSignal | undefined,
 ): Promise<ApiAnswer<'createContainer'>> {
   const pull = async (): Promise<void> => {
     const transfer = await import('./transfer.ts');
-    await transfer.pull(context, body.image, { quiet, output: 'stderr' });
+    await transfer.pull(context, body.image, { quiet, output: 'stderr', signal });
   };
   if (policy === 'always') await pull();
   try {

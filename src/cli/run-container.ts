@@ -44,7 +44,8 @@ async function runAttached(
 ): Promise<number> {
   const early = new EarlySignals();
   try {
-    const created = await createContainer(context, request);
+    const created = await createUnlessInterrupted(context, request, early);
+    if (created === undefined) return SIGNAL_EXIT_BASE + signalNumber(early.first ?? 'SIGINT');
     if (early.first !== undefined) return await abandon(context, created, early.first);
     const started = await startUnlessInterrupted(context, created, attached, early);
     if (started === undefined) return await abandon(context, created, early.first ?? 'SIGINT');
@@ -64,6 +65,20 @@ async function runAttached(
     return end.code;
   } finally {
     early.stop();
+  }
+}
+
+/** Undefined when a signal came while the image was fetched: there is no container then. */
+async function createUnlessInterrupted(
+  context: Context,
+  request: CreateRequest,
+  early: EarlySignals,
+): Promise<Created | undefined> {
+  try {
+    return await createContainer(context, request, early.interrupted);
+  } catch (error) {
+    if (early.first === undefined || KataError.from(error).code !== 'CANCELLED') throw error;
+    return undefined;
   }
 }
 

@@ -14,20 +14,22 @@ export interface TransferOptions {
   quiet: boolean;
   /** Where progress goes: run and create leave standard output to the container. */
   output: 'stdout' | 'stderr';
+  /** Gives it up. Absent: only the end of the command does. */
+  signal?: AbortSignal | undefined;
 }
 
 /** `kata pull`, and what run does first. Shows what docker shows and answers the last line. */
 export async function pull(
   context: Context,
   name: string,
-  { quiet, output }: TransferOptions,
+  { quiet, output, signal }: TransferOptions,
 ): Promise<Done<PullLine>> {
   const reference = parseReference(name);
   const say = (text: string) => (quiet ? Promise.resolve() : context[output === 'stdout' ? 'out' : 'err'](text));
   const { tag, digest, path } = reference;
   if (digest === undefined && tag === 'latest' && !/:latest$/.test(name)) await say('Using default tag: latest\n');
   await say(`${digest === undefined ? tag : familiarName({ ...reference, tag: undefined })}: Pulling from ${path}\n`);
-  const done = await transfer(context, 'pull', reference, { quiet, output });
+  const done = await transfer(context, 'pull', reference, { quiet, output, signal });
   const what = done.isNew ? 'Downloaded newer image' : 'Image is up to date';
   await say(`Digest: ${done.digest}\nStatus: ${what} for ${familiarName(reference)}\n`);
   return done;
@@ -47,7 +49,7 @@ async function transfer<V extends 'pull' | 'push'>(
   context: Context,
   verb: V,
   reference: Reference,
-  { quiet, output }: TransferOptions,
+  { quiet, output, signal }: TransferOptions,
 ): Promise<Done<V extends 'pull' ? PullLine : PushLine>> {
   const credentials = await credentialsFor(context, reference.domain);
   const body = { reference: canonicalName(reference), ...(credentials === undefined ? {} : { credentials }) };
@@ -56,7 +58,7 @@ async function transfer<V extends 'pull' | 'push'>(
     for (let attempt = 1; ; attempt += 1)
       try {
         const client = await context.freshClient(attempt > 1);
-        for await (const line of client.lines(verb === 'pull' ? 'pullImage' : 'pushImage', { body })) {
+        for await (const line of client.lines(verb === 'pull' ? 'pullImage' : 'pushImage', { body }, { signal })) {
           if (line.type === 'layer') view.show(line);
           else if (line.type === 'error') throw KataError.fromBody(line.error);
           else return line as Done<V extends 'pull' ? PullLine : PushLine>;

@@ -32,6 +32,7 @@ import type {
 /**
  * The local images under one directory. One store object per directory at a time (the engine's lock sees to it); its methods
  * may run concurrently. Whatever ends the process, the directory is whole: content appears by rename, images.json last.
+ * State and files change under one mutex, so that what does either is in this one file.
  */
 export class ImageStore {
   readonly #dir: string;

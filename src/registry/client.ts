@@ -45,7 +45,7 @@ export class Endpoint {
 
   /** Whether the credentials, or none, are good for anything: `GET /v2/`. */
   async ping(signal: AbortSignal): Promise<void> {
-    const answer = await this.#authorized('', { method: 'GET', path: '/v2/', signal });
+    const answer = await this.#patient(signal, () => this.#authorized('', { method: 'GET', path: '/v2/', signal }));
     if (answer.status !== 200) throw await this.#failure(answer, 'the registry');
     answer.body.destroy();
   }
@@ -71,12 +71,10 @@ export class Endpoint {
   async referrers(path: string, digest: string, signal: AbortSignal): Promise<Buffer | undefined> {
     const scope = pullScope(path);
     const address = `/v2/${path}/referrers/${digest}`;
-    const answer = await this.#authorized(scope, {
-      method: 'GET',
-      path: address,
-      headers: { accept: MEDIA_TYPES.index },
-      signal,
-    });
+    const headers = { accept: MEDIA_TYPES.index };
+    const answer = await this.#patient(signal, () =>
+      this.#authorized(scope, { method: 'GET', path: address, headers, signal }),
+    );
     const isIndex = String(answer.headers['content-type'] ?? '').startsWith(MEDIA_TYPES.index);
     if (answer.status === 200 && isIndex) return readBody(answer, MAX_DOCUMENT_BYTES);
     answer.body.destroy();

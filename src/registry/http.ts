@@ -71,7 +71,7 @@ export class HttpClient {
   }
 
   #once({ method, url, headers, body, signal }: Exchange): Promise<Answer> {
-    const { answerMs, idleMs } = this.#patience;
+    const { answerMs, commitMs, idleMs } = this.#patience;
     return new Promise((resolve, reject) => {
       const fail = (error: unknown): void => reject(signal.aborted ? cancelled() : connectionError(error, url.host));
       if (signal.aborted) return fail(undefined);
@@ -87,15 +87,25 @@ export class HttpClient {
       } catch (error) {
         return fail(error);
       }
-      const late = () => request.destroy(unreachable(`${url.host} does not answer within ${answerMs} ms`));
-      let timer = setTimeout(late, answerMs);
-      request.once('error', (error) => {
+      let timer: NodeJS.Timeout | undefined;
+      let settled = false;
+      const within = (ms: number): void => {
         clearTimeout(timer);
+        if (!settled)
+          timer = setTimeout(() => request.destroy(unreachable(`${url.host} does not answer within ${ms} ms`)), ms);
+      };
+      const settle = (): void => {
+        settled = true;
+        clearTimeout(timer);
+      };
+      within(answerMs);
+      request.once('error', (error) => {
+        settle();
         fail(error);
       });
       // A server that answers before it has taken the body ends the connection; its answer is what counts.
       request.once('response', (response) => {
-        clearTimeout(timer);
+        settle();
         request.on('error', () => {});
         response.setTimeout(idleMs, () => response.destroy(unreachable(`${url.host} sent nothing for ${idleMs} ms`)));
         resolve({ status: response.statusCode ?? 0, headers: response.headers, body: response, url });
@@ -105,11 +115,10 @@ export class HttpClient {
         return;
       }
       // The answer follows the body: its time counts from each chunk that is taken.
-      const again = (): void => {
-        clearTimeout(timer);
-        timer = setTimeout(late, answerMs);
-      };
-      feed(request, body(), again).catch((error: Error) => request.destroy(error));
+      feed(request, body(), () => within(answerMs)).then(
+        () => within(commitMs),
+        (error: Error) => request.destroy(error),
+      );
     });
   }
 

@@ -19,8 +19,10 @@ export interface Patience {
   backoffMs: number;
   /** Until the answer's head is there. */
   answerMs: number;
+  /** From the last byte of an upload to the answer: the registry moves what it was given. */
+  commitMs: number;
   /** Between two chunks of a body. */
   idleMs: number;
 }
 
-export const PATIENCE: Patience = { attempts: 5, backoffMs: 250, answerMs: 30_000, idleMs: 30_000 };
+export const PATIENCE: Patience = { attempts: 5, backoffMs: 250, answerMs: 30_000, commitMs: 300_000, idleMs: 30_000 };

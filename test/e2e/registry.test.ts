@@ -4,9 +4,10 @@ import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, wr
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { zstdCompressSync } from 'node:zlib';
-import { ASSETS, kill9, TestEnv, until } from '../support/env.ts';
+import { ASSETS, kill9, REPO, TestEnv, until } from '../support/env.ts';
 import { digest, layoutFiles, sha256, type TestImage, tar, writeFiles } from '../support/images.ts';
-import { PASSWORD, Registry, USER } from '../support/registry.ts';
+import { ask, PASSWORD, Registry, USER } from '../support/registry.ts';
+import { Terminal } from '../support/terminal.ts';
 
 // `kata pull`, `push`, `login` and `run` with Debian's docker-registry behind TLS and a password.
 
@@ -82,6 +83,16 @@ test('login keeps what the registry takes, and nothing else', async () => {
   const auth = Buffer.from(`${USER}:${PASSWORD}`).toString('base64');
   assert.deepEqual(JSON.parse(readFileSync(file, 'utf8')), { auths: { [registry.host]: { auth } } });
   assert.ok(!readFileSync(join(env.runDir, 'katad.log'), 'utf8').includes(PASSWORD));
+});
+
+test('a terminal is asked for the password, and shows none', async () => {
+  const words = Object.entries(env.environment).map(([name, value]) => `${name}=${value}`);
+  const command = ['env', ...words, join(REPO, 'kata'), 'login', '-u', USER, registry.host];
+  const terminal = new Terminal(command, { rows: 24, columns: 80 });
+  await terminal.waitFor(/Password: $/);
+  await terminal.ask(PASSWORD, /Login Succeeded/);
+  assert.equal(await terminal.exit(), 0);
+  assert.ok(!terminal.seen.includes(PASSWORD), terminal.seen);
 });
 
 test('push, pull and run, with docker’s words', async () => {
@@ -163,10 +174,11 @@ test('an interrupted pull goes on where it stopped, whether the client or the en
   const { wire } = registry;
   const begin = wire.delivered;
   wire.stopAt = begin + 8 * MiB;
-  const client = env.start(['pull', name], { stdin: 'ignore' });
+  const client = env.start(['run', '--rm', name], { stdin: 'ignore' });
   await until(() => wire.stands, 'a part is there');
   client.kill('SIGINT');
   await until(() => client.exitCode !== null || client.signalCode !== null, 'the client ends');
+  assert.equal(client.exitCode, 130);
   wire.cut();
   wire.stopAt = begin + 14 * MiB;
   const second = env.kata(['pull', name]);
@@ -182,6 +194,49 @@ test('an interrupted pull goes on where it stopped, whether the client or the en
   // What was on its way in sockets is lost each time; without resuming it would be 32 MiB.
   assert.ok(fetched < 18 * MiB + 8 * MiB, `${fetched} bytes were fetched for ${18 * MiB}`);
   assert.deepEqual(readdirSync(images('partial')), []);
+  await whole();
+});
+
+test('what a registry lists as referring to an image is kept, and goes along to another place', async () => {
+  const layer = tar([{ name: 'signed', data: 'signed' }]);
+  const name = await publish('team/signed:1', { layers: [layer] });
+  const pushed = await env.ok(['pull', name]);
+  const subject = /Digest: (\S+)/.exec(pushed)?.[1] ?? '';
+  await env.ok(['rmi', name]);
+  const type = 'application/vnd.oci.image.manifest.v1+json';
+  const index = 'application/vnd.oci.image.index.v1+json';
+  const image = JSON.parse((await ask(registry, 'GET', `/v2/team/signed/manifests/${subject}`, { type })).text);
+  const signature = Buffer.from(
+    JSON.stringify({
+      schemaVersion: 2,
+      mediaType: type,
+      config: image.config,
+      layers: image.layers,
+      subject: { mediaType: type, digest: subject, size: 1 },
+      annotations: { signed: 'by me' },
+    }),
+  );
+  const listed = { mediaType: type, digest: digest(signature), size: signature.length, artifactType: 'test/signature' };
+  const list = Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType: index, manifests: [listed] }));
+  const tag = subject.replace(':', '-');
+  for (const [reference, of, bytes] of [
+    [listed.digest, type, signature],
+    [tag, index, list],
+  ] as const)
+    assert.equal(
+      (await ask(registry, 'PUT', `/v2/team/signed/manifests/${reference}`, { type: of, bytes })).status,
+      201,
+    );
+  await env.ok(['pull', name]);
+  const copy = `${registry.host}/team/copied:1`;
+  await env.ok(['tag', name, copy]);
+  await env.ok(['push', copy]);
+  const copied = await ask(registry, 'GET', `/v2/team/copied/manifests/${tag}`, { type: index });
+  assert.deepEqual(JSON.parse(copied.text).manifests, [listed]);
+  assert.equal(
+    (await ask(registry, 'GET', `/v2/team/copied/manifests/${listed.digest}`, { type })).text,
+    `${signature}`,
+  );
   await whole();
 });
 

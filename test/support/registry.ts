@@ -288,15 +288,23 @@ function dial(port: number): Promise<true | undefined> {
   });
 }
 
-/** A JSON document or blob put into the registry by hand, past the program under test. */
-export function put(registry: Registry, path: string, type: string, bytes: Buffer): Promise<number> {
+/** One request past the program under test, with the password. */
+export function ask(
+  registry: Registry,
+  method: 'GET' | 'PUT',
+  path: string,
+  { type = '', bytes = Buffer.alloc(0) }: { type?: string; bytes?: Buffer } = {},
+): Promise<{ status: number; text: string }> {
   const ca = readFileSync(join(registry.dir, 'ca.crt'));
+  const headers = method === 'PUT' ? { 'content-type': type, 'content-length': bytes.length } : { accept: type };
   return new Promise((done, fail) => {
-    const headers = { 'content-type': type, 'content-length': bytes.length };
-    const options = { method: 'PUT', ca, headers, auth: `${USER}:${PASSWORD}` };
+    const options = { method, ca, headers, auth: `${USER}:${PASSWORD}` };
     const outgoing = request(`https://${registry.host}${path}`, options, (response) => {
-      response.resume();
-      done(response.statusCode ?? 0);
+      let text = '';
+      response.on('data', (chunk) => {
+        text += chunk;
+      });
+      response.once('end', () => done({ status: response.statusCode ?? 0, text }));
     });
     outgoing.once('error', fail);
     outgoing.end(bytes);

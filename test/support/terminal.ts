@@ -37,6 +37,15 @@ export class Terminal {
     await this.#shows(answer, from);
   }
 
+  /** Waits until something has been seen. */
+  waitFor(pattern: RegExp): Promise<void> {
+    return this.#shows(pattern, 0);
+  }
+
+  get seen(): string {
+    return this.#seen;
+  }
+
   async #shows(pattern: RegExp, from: number): Promise<void> {
     await until(() => pattern.test(this.#seen.slice(from)), `${pattern} is in ${JSON.stringify(this.#seen)}`);
   }

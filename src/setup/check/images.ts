@@ -16,7 +16,7 @@ export const images: Check = {
       return failed(
         'image',
         `${problems.length} files of the stored images are not whole`,
-        'pull or load the images again; `kata rmi` removes them',
+        'remove the images (kata rmi), then pull or load them again',
         problems.slice(0, MAX_EVIDENCE),
       );
     return ok(`${images} images, ${layers} layers, ${blobs} blobs, of which ${verified} were read and verified`);

@@ -6,7 +6,7 @@ import type { Descriptor } from '../../../src/oci/index.ts';
 import { type Credentials, Hosts, parseReference, Repository } from '../../../src/registry/index.ts';
 import { digest, layoutFiles, type TestImage } from '../../support/images.ts';
 
-export const QUICK = { attempts: 4, backoffMs: 5, answerMs: 600, idleMs: 300 };
+export const QUICK = { attempts: 4, backoffMs: 5, answerMs: 600, commitMs: 600, idleMs: 300 };
 
 type Handler = (request: IncomingMessage, response: ServerResponse, url: URL) => boolean;
 

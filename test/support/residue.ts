@@ -3,7 +3,8 @@ import { join } from 'node:path';
 
 /** One thing that was left behind, and where. */
 export interface Residue {
-  kind: 'process' | 'mount' | 'link' | 'netns' | 'cgroup' | 'socket' | 'file' | 'lock' | 'loop';
+  /** call: what was to remove something and did not answer. */
+  kind: 'process' | 'mount' | 'link' | 'netns' | 'cgroup' | 'socket' | 'file' | 'lock' | 'loop' | 'call';
   what: string;
 }
 

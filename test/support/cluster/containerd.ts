@@ -288,12 +288,7 @@ export class Containerd {
 
   /** Removes pods and containers, ends the daemon, and answers what is left; then removes the directory. Keeps the log. */
   async dispose(): Promise<Residue[]> {
-    await this.run('crictl', ['rmp', '--all', '--force']);
-    for (const container of (await this.run('ctr', ['containers', 'ls', '-q'])).stdout.toString().split('\n')) {
-      if (container === '') continue;
-      await this.run('ctr', ['tasks', 'rm', '--force', container]);
-      await this.run('ctr', ['containers', 'rm', container]);
-    }
+    const stuck = await this.#removeAll();
     if (this.#options.kata) await this.#endEngine();
     await this.stopDaemon();
     await this.#registry.stop();
@@ -309,6 +304,26 @@ export class Containerd {
       if (existsSync(join(this.directory, path)))
         copyFileSync(join(this.directory, path), join(LOGS, `${name}-${this.version}.log`));
     rmSync(this.directory, { recursive: true, force: true });
-    return residue;
+    return [...stuck, ...residue];
+  }
+
+  /** What does not answer is told, and the rest removed nevertheless. */
+  async #removeAll(): Promise<Residue[]> {
+    const stuck: Residue[] = [];
+    const attempt = (program: Program, args: string[]): Promise<string> =>
+      this.run(program, args).then(
+        ({ stdout }) => stdout.toString(),
+        (error: Error) => {
+          stuck.push({ kind: 'call', what: error.message.split('\n', 1).join() });
+          return '';
+        },
+      );
+    await attempt('crictl', ['rmp', '--all', '--force']);
+    for (const container of (await attempt('ctr', ['containers', 'ls', '-q'])).split('\n')) {
+      if (container === '') continue;
+      await attempt('ctr', ['tasks', 'rm', '--force', container]);
+      await attempt('ctr', ['containers', 'rm', container]);
+    }
+    return stuck;
   }
 }

@@ -46,8 +46,11 @@ async function installTestPackages(): Promise<boolean> {
   const install = () => apt('install', '-y', '--no-install-recommends', ...missing);
   // The package lists may be absent, or older than what the mirror still has.
   const installed = (await install()) || ((await apt('update')) && (await install()));
-  // Debian starts what it installs where there is an init system.
-  if (missing.includes('docker-registry')) spawnSync('systemctl', ['disable', '--now', 'docker-registry']);
+  // Debian starts what it installs, by systemd or by the script.
+  if (missing.includes('docker-registry')) {
+    spawnSync('systemctl', ['disable', '--now', 'docker-registry']);
+    spawnSync('/etc/init.d/docker-registry', ['stop']);
+  }
   return installed;
 }
 

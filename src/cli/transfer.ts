@@ -1,4 +1,4 @@
-import type { Credentials, PullLine, PushLine } from '../api/index.ts';
+import type { PullLine, PushLine } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
 import { canonicalName, DockerConfig, familiarName, parseReference, type Reference } from '../registry/index.ts';
 import type { Context } from './context.ts';
@@ -41,17 +41,13 @@ export async function push(context: Context, name: string, options: TransferOpti
   return transfer(context, 'push', reference, options);
 }
 
-/** Credentials of the caller's for the registry of a name. */
-export const credentialsFor = (context: Context, domain: string): Promise<Credentials | undefined> =>
-  new DockerConfig(context.env).find(domain);
-
 async function transfer<V extends 'pull' | 'push'>(
   context: Context,
   verb: V,
   reference: Reference,
   { quiet, output, signal }: TransferOptions,
 ): Promise<Done<V extends 'pull' ? PullLine : PushLine>> {
-  const credentials = await credentialsFor(context, reference.domain);
+  const credentials = await new DockerConfig(context.env).find(reference.domain);
   const body = { reference: canonicalName(reference), ...(credentials === undefined ? {} : { credentials }) };
   const view = quiet ? silentView : transferView(process[output], WORDS[verb]);
   try {

@@ -5,6 +5,8 @@ import { KeeperMachineHost } from './machine-host.ts';
 import type { Sandbox } from './sandbox.ts';
 
 const ADOPT_TIMEOUT_MS = 10_000;
+/** A keeper that is known to live is given up late: with it go its machine and its containers, and a host may be slow. */
+const LIVING_TIMEOUT_MS = 45_000;
 
 /** What became of a sandbox that an earlier engine left. */
 export type Adoption =
@@ -23,9 +25,10 @@ export async function adopt(sandbox: Sandbox): Promise<Adoption> {
     if (now === undefined || now.startTimeTicks !== record.keeper.startTimeTicks)
       return { kind: 'end', cause: 'keeper-died' };
   }
+  const timeoutMs = record.keeper === undefined ? ADOPT_TIMEOUT_MS : LIVING_TIMEOUT_MS;
   let links: Awaited<ReturnType<typeof host.connectKeeper>>;
   try {
-    links = await host.connectKeeper(runDir, { timeoutMs: ADOPT_TIMEOUT_MS });
+    links = await host.connectKeeper(runDir, { timeoutMs });
   } catch (error) {
     const known = KataError.from(error);
     // A keeper of another protocol goes on serving its sandbox: it is left alone.
@@ -41,7 +44,7 @@ export async function adopt(sandbox: Sandbox): Promise<Adoption> {
     adopted: status !== 'waiting',
     inNetns: record.netns !== undefined,
   });
-  const state = await links.keeper.state({ timeoutMs: ADOPT_TIMEOUT_MS });
+  const state = await links.keeper.state({ timeoutMs });
   for (const process of state.spawned) if (!process.running) machineHost.settle(process.name, process.waitStatus);
   const vmm = state.spawned.find((one) => one.name === 'vmm' && one.running);
   if (vmm !== undefined && record.vmmPid === undefined) sandbox.update({ vmmPid: vmm.pid });

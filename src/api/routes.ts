@@ -53,7 +53,7 @@ export const ROUTES = {
     answer: s.StreamAnswer,
   },
   containerLogs: { summary: 'Where the log is', query: s.LogsQuery, answer: s.LogsAnswer },
-  agentLog: { summary: "Where the guest agent's log of a container's sandbox is", answer: s.AgentLogAnswer },
+  sandboxLogs: { summary: "Where the logs of a container's sandbox are", answer: s.SandboxLogsAnswer },
   setAgentLogLevel: { summary: 'What a running guest agent logs', body: s.AgentLogLevel, answer: s.Empty },
   resizeProcess: { summary: "Size of a process's terminal", body: s.ResizeBody, answer: s.Empty },
   createExec: {

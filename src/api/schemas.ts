@@ -318,10 +318,10 @@ export const LogsAnswer = z.strictObject({
   /** JournalEntry.dropped_lines. */
   droppedLines: z.number(),
 });
-export const AgentLogAnswer = z.strictObject({
+export const SandboxLogsAnswer = z.strictObject({
   sandboxUid: z.string(),
-  /** Its older half, if there is one, is `<path>.1`. */
-  path: z.string(),
+  /** Of `agent.log`, `console.log` and `keeper.log`; the older half of each, if there is one, is `<name>.1`. */
+  dir: z.string(),
   /** False: the sandbox is gone, and this is what was kept. */
   live: z.boolean(),
 });

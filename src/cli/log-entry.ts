@@ -44,6 +44,14 @@ function normalizeTime(time: string): string {
   return seconds === '' ? time : `${seconds}.${fraction.slice(0, 9).padEnd(9, '0')}Z`;
 }
 
+export interface LogFormat {
+  parse: LogParser;
+  /** What has no newline at the end is shown; otherwise it is damaged. */
+  takesRest: boolean;
+}
+
+export const CONTAINER_LOG: LogFormat = { parse: parseLogLine, takesRest: false };
+
 /** Cuts chunks into lines; a rest without a newline waits for the next chunk, up to `maxLineBytes`. */
 export class LineSplitter {
   #rest: Buffer[] = [];
@@ -57,6 +65,10 @@ export class LineSplitter {
   /** Bytes that wait for their newline. */
   get pendingBytes(): number {
     return this.#restBytes;
+  }
+
+  takeRest(): Buffer {
+    return this.#joined(Buffer.alloc(0));
   }
 
   *push(chunk: Buffer): Generator<Buffer> {

@@ -1,6 +1,6 @@
 import { type FSWatcher, watch } from 'node:fs';
 import { dirname } from 'node:path';
-import { LineSplitter, type LogParser, parseLogLine } from './log-entry.ts';
+import { CONTAINER_LOG, LineSplitter, type LogFormat } from './log-entry.ts';
 import {
   closeLogFiles,
   findTail,
@@ -20,7 +20,7 @@ const RECHECK_MS = 2000;
 export class LogReader {
   readonly #path: string;
   readonly #printer: LogPrinter;
-  readonly #parse: LogParser;
+  readonly #format: LogFormat;
   #files: LogFile[] = [];
   /** Entries before these places are older than the wanted tail. */
   #starts: Record<'stdout' | 'stderr', LogPosition> | undefined;
@@ -28,17 +28,17 @@ export class LogReader {
   #splitter = new LineSplitter(MAX_LOG_LINE_BYTES);
   #unreadable = 0;
 
-  constructor(path: string, printer: LogPrinter, parse: LogParser = parseLogLine) {
+  constructor(path: string, printer: LogPrinter, format = CONTAINER_LOG) {
     this.#path = path;
     this.#printer = printer;
-    this.#parse = parse;
+    this.#format = format;
   }
 
   /** Prints the last `tail` lines (all by default). */
   async existing(tail = Number.POSITIVE_INFINITY): Promise<void> {
     this.#files = openLogFiles(this.#path);
     if (Number.isFinite(tail)) {
-      this.#starts = findTail(this.#files, tail, this.#parse);
+      this.#starts = findTail(this.#files, tail, this.#format.parse);
       const { stdout, stderr } = this.#starts;
       this.#at = isBefore(stdout, stderr) ? stdout : stderr;
     }
@@ -81,7 +81,7 @@ export class LogReader {
 
   /** Notes what could not be read and closes the files. */
   async close(): Promise<void> {
-    if (this.#splitter.pendingBytes > 0) this.#unreadable++;
+    this.#takeRest();
     if (this.#unreadable > 0) this.#printer.note(`${this.#unreadable} lines of the log are damaged and left out`);
     await this.#printer.flush();
     closeLogFiles(this.#files);
@@ -118,8 +118,15 @@ export class LogReader {
     }
   }
 
+  #takeRest(): void {
+    const { pendingBytes } = this.#splitter;
+    if (pendingBytes === 0) return;
+    if (this.#format.takesRest) this.#line(this.#splitter.takeRest(), this.#at.offset - pendingBytes);
+    else this.#unreadable++;
+  }
+
   #line(line: Buffer, offset: number): void {
-    const entry = this.#parse(line);
+    const entry = this.#format.parse(line);
     if (entry === undefined) this.#unreadable++;
     if (entry === undefined || entry === 'other') return;
     const start = entry.stream === 'system' ? undefined : this.#starts?.[entry.stream];
@@ -154,7 +161,7 @@ export class LogReader {
 
   /** A line does not go on in the next file: what is left of one was cut off. */
   #enter(file: number): void {
-    if (this.#splitter.pendingBytes > 0) this.#unreadable++;
+    this.#takeRest();
     this.#splitter = new LineSplitter(MAX_LOG_LINE_BYTES);
     this.#at = { file, offset: 0 };
   }

@@ -25,6 +25,7 @@ export const ENTRIES: readonly Entry[] = [
   containers('attach', 'Attach to a running container', () => import('./commands/attach.ts')),
   containers('ps', 'List containers', () => import('./commands/ps.ts')),
   containers('logs', 'Show the output of a container', () => import('./commands/logs.ts')),
+  containers('console', "Show the console of a container's virtual machine", () => import('./commands/console.ts')),
   containers('stop', 'Stop containers', () => import('./commands/stop.ts')),
   containers('kill', 'Send a signal to containers', () => import('./commands/kill.ts')),
   containers('restart', 'Restart containers', () => import('./commands/restart.ts')),

@@ -5,13 +5,13 @@ import { KataError } from '../base/index.ts';
 import { buildExecProcess } from '../oci/index.ts';
 import { failpoint, machineSize, needsSharing } from '../sandbox/index.ts';
 import { guestRootfs } from '../storage/index.ts';
-import { findAgentLog, setAgentLogLevel } from './agent-log.ts';
 import { Container } from './container.ts';
 import { corruptSummary, detailsOf, droppedLines, logFiles, statsOf, summaryOf } from './describe.ts';
 import type { Engine } from './engine.ts';
 import { containerFilter } from './filters.ts';
 import * as lifecycle from './lifecycle.ts';
 import { specOf } from './plan.ts';
+import { findLogs, setAgentLogLevel } from './sandbox-logs.ts';
 
 /** Calls about containers, as the API's routes name them. `ready` settles when recovery is done. */
 export function containerHandlers(engine: Engine, ready: Promise<void>): Handlers {
@@ -105,9 +105,9 @@ export function containerHandlers(engine: Engine, ready: Promise<void>): Handler
         droppedLines: await droppedLines(container, engine.sandboxes.get(summaryOf(container).sandboxUid ?? '')),
       };
     },
-    agentLog: async ({ path }) => {
+    sandboxLogs: async ({ path }) => {
       await ready;
-      return findAgentLog(engine, path.id);
+      return findLogs(engine, path.id);
     },
     setAgentLogLevel: async ({ path, body }) => {
       await ready;

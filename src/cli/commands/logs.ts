@@ -1,21 +1,37 @@
+import { join } from 'node:path';
 import { Writable } from 'node:stream';
 import { KataError } from '../../base/index.ts';
-import { AGENT_LEVELS, type AgentLevel, agentLogParser, gone } from '../agent-log.ts';
 import { type Command, FLAG_JSON } from '../command.ts';
 import { type Context, EXIT_SIGPIPE } from '../context.ts';
 import { type Flags, UsageError } from '../flags.ts';
 import { LogPrinter } from '../log-printer.ts';
 import { LogReader } from '../log-reader.ts';
+import { AGENT_LEVELS, type AgentLevel, agentLog, gone } from '../sandbox-log.ts';
 import { explainLoss } from '../session.ts';
 import { StreamClient, type StreamEnd } from '../stream.ts';
 import { formatNanos, parseTimestamp } from '../time.ts';
+
+export const FOLLOW = {
+  long: 'follow',
+  short: 'f',
+  kind: 'bool',
+  help: 'Go on with new output until the container ends',
+} as const;
+export const TAIL = {
+  long: 'tail',
+  short: 'n',
+  kind: 'string',
+  value: 'N',
+  help: 'Only the last N lines',
+  default: 'all',
+} as const;
 
 export const command: Command = {
   name: 'logs',
   summary: 'Show the output of a container',
   usage: '[OPTIONS] CONTAINER',
   flags: [
-    { long: 'follow', short: 'f', kind: 'bool', help: 'Go on with new output until the container ends' },
+    FOLLOW,
     {
       long: 'since',
       kind: 'string',
@@ -23,7 +39,7 @@ export const command: Command = {
       help: 'From a time (RFC 3339, Unix seconds) or a duration ago (10m)',
     },
     { long: 'until', kind: 'string', value: 'TIME', help: 'Up to a time or a duration ago' },
-    { long: 'tail', short: 'n', kind: 'string', value: 'N', help: 'Only the last N lines', default: 'all' },
+    TAIL,
     { long: 'timestamps', short: 't', kind: 'bool', help: 'Show the time of each line' },
     { ...FLAG_JSON, help: 'One JSON object a line: time, stream (level, subsystem), text, partial' },
     {
@@ -105,8 +121,9 @@ async function showAgentLog(context: Context, flags: Flags): Promise<number> {
     return 0;
   }
   const { tail, until, printer } = outputOf(flags);
-  const { path, live } = await context.call('agentLog', { path: { id } });
-  const reader = new LogReader(path, printer, agentLogParser(levelOf(flags, 'level') ?? 'trace'));
+  const { dir, live } = await context.call('sandboxLogs', { path: { id } });
+  const path = join(dir, 'agent.log');
+  const reader = new LogReader(path, printer, agentLog(levelOf(flags, 'level') ?? 'trace'));
   await reader.existing(tail);
   if (flags.bool('follow') && live && !printer.finished)
     await reader.follow(gone(path), until === undefined ? undefined : millisOf(until));
@@ -152,7 +169,7 @@ function outputOf(flags: Flags): Output {
 
 const millisOf = (nanos: bigint): number => Number(nanos / 1_000_000n);
 
-function readTail(flags: Flags): number {
+export function readTail(flags: Flags): number {
   const text = flags.string('tail') ?? 'all';
   if (text === 'all' || text === '' || text === '-1') return Number.POSITIVE_INFINITY;
   if (!/^\d+$/.test(text)) throw new UsageError(`--tail: "${text}" is neither a number nor "all"`, undefined);
@@ -162,7 +179,7 @@ function readTail(flags: Flags): number {
 }
 
 /** A closed reader ends the command as SIGPIPE would. */
-function guarded(stream: NodeJS.WriteStream): NodeJS.WriteStream {
+export function guarded(stream: NodeJS.WriteStream): NodeJS.WriteStream {
   stream.on('error', () => process.exit(EXIT_SIGPIPE));
   return stream;
 }

@@ -1,4 +1,3 @@
-import { join } from 'node:path';
 import { KataError } from '../base/index.ts';
 import { findKept, type Sandbox } from '../sandbox/index.ts';
 import type { Engine } from './engine.ts';
@@ -6,22 +5,22 @@ import type { Engine } from './engine.ts';
 /** As crictl shows ids; shorter ones could mean many. */
 const MIN_PREFIX = 12;
 
-interface AgentLog {
+interface SandboxLogs {
   sandboxUid: string;
-  path: string;
+  dir: string;
   live: boolean;
 }
 
 /**
- * The guest agent's log of a sandbox: named by its uid, by a container's name or id, or by the id that containerd has for its pod or
+ * The logs of a sandbox: named by its uid, by a container's name or id, or by the id that containerd has for its pod or
  * containers. One that lives comes before those that are gone. NOT_FOUND.
  */
-export function findAgentLog(engine: Engine, reference: string): AgentLog {
+export function findLogs(engine: Engine, reference: string): SandboxLogs {
   const fits = matcher(engine, reference);
   const sandbox = findSandbox(engine, fits);
-  if (sandbox !== undefined) return { sandboxUid: sandbox.uid, path: join(sandbox.runDir, 'agent.log'), live: true };
+  if (sandbox !== undefined) return { sandboxUid: sandbox.uid, dir: sandbox.runDir, live: true };
   const kept = findKept(engine.services.endedDir, fits);
-  if (kept !== undefined) return { sandboxUid: kept.uid, path: join(kept.dir, 'agent.log'), live: false };
+  if (kept !== undefined) return { sandboxUid: kept.uid, dir: kept.dir, live: false };
   throw new KataError('NOT_FOUND', `no sandbox of "${reference}" runs, and no log of one is kept`, {
     hint: 'kata ps -a shows containers; the logs of the last 100 sandboxes are kept',
   });

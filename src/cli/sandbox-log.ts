@@ -1,6 +1,6 @@
 import { existsSync } from 'node:fs';
 import { escapeControls } from './escape.ts';
-import type { LogParser } from './log-entry.ts';
+import type { LogFormat } from './log-entry.ts';
 
 /** From the worst on; a log of a level has what is worse, too. */
 export const AGENT_LEVELS = ['error', 'warn', 'info', 'debug', 'trace'] as const;
@@ -19,10 +19,10 @@ const MEMBERS = ['msg', 'level', 'ts', 'subsystem'] as const;
 const GONE_CHECK_MS = 250;
 
 /** Lines of the guest agent's log of the level `least` and worse ones. The guest wrote them: nothing of them is believed. */
-export function agentLogParser(least: AgentLevel): LogParser {
+export function agentLog(least: AgentLevel): LogFormat {
   const wanted = AGENT_LEVELS.slice(0, AGENT_LEVELS.indexOf(least) + 1);
-  return (bytes) => {
-    const line = parse(bytes);
+  const parse: LogFormat['parse'] = (bytes) => {
+    const line = read(bytes);
     if (line === undefined) return undefined;
     const { msg, level: tag, ts, subsystem } = line;
     const level = Object.hasOwn(TAGS, tag) ? TAGS[tag] : undefined;
@@ -37,9 +37,19 @@ export function agentLogParser(least: AgentLevel): LogParser {
       agent: { level, subsystem: escapeControls(subsystem) },
     };
   };
+  return { parse, takesRest: false };
 }
 
-function parse(bytes: Buffer): Record<(typeof MEMBERS)[number], string> | undefined {
+/** What the guest's kernel, and whoever may write there, put on the console: as text, whatever it is. */
+export const CONSOLE_LOG: LogFormat = {
+  parse: (line) => {
+    const text = Buffer.from(escapeControls(line.toString().replace(/\r+$/, '')));
+    return { time: '', stream: 'stdout', tag: 'F', text };
+  },
+  takesRest: true,
+};
+
+function read(bytes: Buffer): Record<(typeof MEMBERS)[number], string> | undefined {
   let value: unknown;
   try {
     value = JSON.parse(bytes.toString());

@@ -27,6 +27,12 @@ test('an error of the agent, and only that', async () => {
   assert.deepEqual([line?.level, line?.subsystem], ['error', 'rpc']);
 });
 
+test('the console, as text and no terminal sequences', async () => {
+  const console = await env.ok(['console', 'web']);
+  assert.match(console, /SeaBIOS|Linux|kata-agent/);
+  assert.doesNotMatch(console, /[^\P{Cc}\n]/u);
+});
+
 test('what the agent writes changes while it runs', async () => {
   assert.doesNotMatch(await log(), /^debug/m);
   await log('--set-level', 'debug');
@@ -48,6 +54,7 @@ test('followed to the end of the machine; then what was kept is shown', async ()
   // The run directory goes after the copy was made.
   assert.match(await log('--level', 'error'), ERROR);
   assert.equal((await log('--level', 'error')).split('\n').length, 1);
+  assert.match(await env.ok(['console', 'web']), /SeaBIOS|Linux|kata-agent/);
   const refused = await env.kata(['logs', '--agent', '--set-level', 'debug', 'web']);
   assert.match(refused.stderr, /code: NOT_RUNNING/);
   assert.match((await env.kata(['logs', '--agent', 'nobody'])).stderr, /code: NOT_FOUND/);

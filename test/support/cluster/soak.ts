@@ -237,10 +237,11 @@ async function feed(child: ChildProcess, size: number): Promise<string> {
   const sum = createHash('sha256');
   const cipher = createCipheriv('aes-128-ctr', Buffer.alloc(16, size % 251), Buffer.alloc(16));
   const zeros = Buffer.alloc(256 * KIB);
+  const closed = once(child, 'close').catch(() => {});
   for (let left = size; left > 0 && child.stdin?.writable; left -= Math.min(left, zeros.length)) {
     const chunk = cipher.update(zeros.subarray(0, Math.min(left, zeros.length)));
     sum.update(chunk);
-    if (!child.stdin.write(chunk)) await Promise.race([once(child.stdin, 'drain'), once(child, 'close')]);
+    if (!child.stdin.write(chunk)) await Promise.race([once(child.stdin, 'drain'), closed]);
   }
   child.stdin?.end();
   return sum.digest('hex');

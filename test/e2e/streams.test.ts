@@ -117,7 +117,7 @@ test('a reader that stops delays nobody else', async () => {
 
 test('a terminal: size, resize, and the exit code', async () => {
   // script(1) gives the command line a real pseudo terminal; its name is told on the way.
-  const command = `stty rows 24 cols 80; tty >&2; exec ${JSON.stringify(`${process.cwd()}/kata`)} exec -it s sh -c 'stty size; read line; stty size; exit 7'`;
+  const command = `stty rows 24 cols 80; tty >&2; exec ${JSON.stringify(`${process.cwd()}/kata`)} exec -it s sh -c 'stty size; until stty size | grep "50 132"; do sleep 0.1; done; read line; exit 7'`;
   const { spawn } = await import('node:child_process');
   const child = spawn('script', ['-qefc', `sh -c ${JSON.stringify(command)}`, '/dev/null'], {
     env: env.environment,

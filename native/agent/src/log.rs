@@ -86,11 +86,6 @@ pub fn set_level(level: Level) {
     LOGGER.with(|logger| logger.level.set(level));
 }
 
-/// True when a line of this level would be kept; lets callers skip costly text.
-pub fn enabled(level: Level) -> bool {
-    LOGGER.with(|logger| level <= logger.level.get())
-}
-
 /// Writes one line. Use the macros `error!`, `warn!`, `info!`, `debug!`.
 pub fn write(level: Level, subsystem: &str, message: fmt::Arguments) {
     LOGGER.with(|logger| {

@@ -209,10 +209,16 @@ mod tests {
 
     #[test]
     fn levels_parse_and_filter() {
+        LOGGER.with(|logger| logger.console.set(false));
         assert_eq!(Level::parse("WARNING"), Some(Level::Warn));
         assert_eq!(Level::parse("loud"), None);
         set_level(Level::Error);
-        assert!(!enabled(Level::Warn) && enabled(Level::Error));
+        let mut cursor = Cursor::default();
+        while cursor.take().is_some() {}
+        write(Level::Warn, "test", format_args!("left out"));
+        assert!(cursor.take().is_none());
+        write(Level::Error, "test", format_args!("kept"));
+        assert!(cursor.take().unwrap().contains("\"msg\":\"kept\",\"level\":\"ERRO\""));
         set_level(Level::Info);
     }
 }

@@ -55,7 +55,7 @@ const KATA: RuntimeHandler = { name: 'kata', type: 'io.containerd.kata.v2' };
 const ENDPOINTS = ['runtime-endpoint', 'image-endpoint'];
 const SYSTEM_PATH = '/usr/sbin:/usr/bin:/sbin:/bin';
 /** Where logs are kept when their directory goes. */
-const LOGS = join(ASSETS, 'cluster-logs');
+export const LOGS = join(ASSETS, 'cluster-logs');
 const KEPT = [
   ['containerd.log', 'containerd'],
   ['kata/run/katad.log', 'katad'],

@@ -57,7 +57,8 @@ async function run(parts: EndingParts, cause: string, release: () => void): Prom
     await rm(runDir, { recursive: true, force: true, maxRetries: RM_ATTEMPTS, retryDelay: 10 });
     failpoint('end.run-dir-removed');
   });
-  undo.push('logs', () => keepLogs(services.endedDir, runDir, parts.record()));
+  const keep = (): Promise<void> => keepLogs(services.endedDir, runDir, parts.record());
+  undo.push('logs', keep);
   undo.push('cgroup', async () => {
     await removeCgroups(parts);
     failpoint('end.cgroup-removed');
@@ -78,6 +79,8 @@ async function run(parts: EndingParts, cause: string, release: () => void): Prom
     acknowledged = await shutDown(parts, cause);
     failpoint('end.machine-stopped');
   });
+  // Once the keeper is gone a caller's `delete` may remove the directory first.
+  undo.push('logs', keep);
   const failures = await undo.run(LINGER_TIMEOUT_MS + RECORD_TIMEOUT_MS);
   for (const failure of failures) services.log(`sandbox ${parts.record().uid}: ${failure.message}`);
   release();

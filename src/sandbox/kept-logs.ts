@@ -17,29 +17,40 @@ export interface KeptLogs {
   dir: string;
 }
 
-/** Copies what a sandbox's directory holds of logs, and lets go of the oldest that were kept. Idempotent. */
+/**
+ * Copies what a sandbox's directory holds of logs, and lets go of the oldest that were kept. Done again, it takes what is newer: what the
+ * directory does not hold any more stays as it was kept.
+ */
 export async function keepLogs(endedDir: string, runDir: string, record: Readonly<SandboxRecord>): Promise<void> {
   const { uid, names, createdAt } = record;
   const dir = join(endedDir, uid);
-  const temporary = `${dir}.tmp`;
-  await rm(temporary, { recursive: true, force: true });
-  await mkdir(temporary, { recursive: true, mode: 0o700 });
+  const isKept = existsSync(join(dir, 'ended.json'));
+  const target = isKept ? dir : `${dir}.tmp`;
+  if (!isKept) await rm(target, { recursive: true, force: true });
+  await mkdir(target, { recursive: true, mode: 0o700 });
   let copied = 0;
-  for (const name of FILES)
-    copied += await copyFile(join(runDir, name), join(temporary, name), constants.COPYFILE_FICLONE).then(
-      () => 1,
-      (error: NodeJS.ErrnoException) => {
-        if (error.code !== 'ENOENT') throw error;
-        return 0;
-      },
-    );
-  // An end that is repeated finds nothing more: what the first one kept stays.
-  if (copied === 0) return rm(temporary, { recursive: true });
+  for (const name of FILES) copied += (await copy(join(runDir, name), join(target, name))) ? 1 : 0;
+  if (copied === 0) return isKept ? undefined : rm(target, { recursive: true });
   const ended: z.infer<typeof Ended> = { uid, names, endedAt: new Date().toISOString() };
-  await writeFile(join(temporary, 'ended.json'), JSON.stringify({ ...ended, createdAt }), { mode: 0o600 });
+  const description = join(target, 'ended.json');
+  await writeFile(`${description}.new`, JSON.stringify({ ...ended, createdAt }), { mode: 0o600 });
+  await rename(`${description}.new`, description);
+  if (isKept) return;
   await rm(dir, { recursive: true, force: true });
-  await rename(temporary, dir);
+  await rename(target, dir);
   await forgetOldest(endedDir);
+}
+
+/** False when there is no such file. */
+async function copy(from: string, to: string): Promise<boolean> {
+  try {
+    await copyFile(from, `${to}.new`, constants.COPYFILE_FICLONE);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+    return false;
+  }
+  await rename(`${to}.new`, to);
+  return true;
 }
 
 async function forgetOldest(endedDir: string): Promise<void> {

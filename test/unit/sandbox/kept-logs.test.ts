@@ -51,6 +51,9 @@ test('an end that is repeated when its directory is gone keeps what the first on
   await end(1, ['web']);
   await end(1, ['web'], '');
   assert.equal(textOf('web'), 'log 1');
+  await end(1, ['web'], 'more');
+  assert.equal(textOf('web'), 'more');
+  assert.deepEqual(readdirSync(join(ended, uidOf(1))).sort(), ['agent.log', 'ended.json']);
   assert.ok(!existsSync(join(ended, `${uidOf(1)}.tmp`)));
 });
 

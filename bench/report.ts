@@ -94,7 +94,12 @@ export function writeReport(directory: string): void {
   const firstRun = read<FirstRun>('first-run.json');
   const containerd = read<ContainerdRaw>('containerd.json');
   const figures = [...(raw?.figures ?? []), ...(firstRun === undefined ? [] : firstRunFigures(firstRun))];
-  const lines = ['# Benchmark', '', ...(raw === undefined ? [] : about(raw)), ...table(figures)];
+  const lines = [
+    '# Benchmark',
+    '',
+    ...(raw === undefined ? [] : about(raw)),
+    ...(figures.length === 0 ? [] : table(figures)),
+  ];
   if (firstRun !== undefined) lines.push(...firstRunSection(firstRun));
   if (raw !== undefined) lines.push(...pictures(directory, raw.figures, ['start.svg', 'memory.svg']));
   if (containerd !== undefined) {

@@ -2,7 +2,17 @@ import { spawnSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
 import { constants } from 'node:os';
 import { join, resolve } from 'node:path';
-import { add, cargoTests, countMismatch, endAll, nodeTests, noOutcome, type Outcome, run } from './support/runner.ts';
+import {
+  add,
+  cargoTests,
+  countMismatch,
+  endAll,
+  nodeTests,
+  noOutcome,
+  type Outcome,
+  oneFailure,
+  run,
+} from './support/runner.ts';
 
 // Runs the suites, two lanes side by side: what computes, and what boots virtual machines; whichever is done first goes on with
 // the files of the cluster's suites, whose tools compile from the start. Ends with one line that counts.
@@ -153,8 +163,7 @@ const lanes = [only('lint', 'unit', 'native'), only('e2e', 'fault')].map(async (
   if (onCluster.length === 0) return outcomes;
   const wrong = await clusterSetup;
   if (wrong === undefined) return [...outcomes, ...(await lane(onCluster))];
-  const counts = { passed: 0, failed: 1, skipped: 0 };
-  return [...outcomes, ...onCluster.map((suite) => ({ suite, counts, failures: [wrong] }))];
+  return [...outcomes, ...onCluster.map((suite) => oneFailure(suite, wrong))];
 });
 const outcomes = merge((await Promise.all(lanes)).flat());
 const expected: Record<string, number> = JSON.parse(readFileSync(join(REPO, 'test/expected.json'), 'utf8'));
@@ -162,7 +171,7 @@ const total = noOutcome('all');
 for (const outcome of outcomes) {
   const { suite, counts } = outcome;
   const missing = countMismatch(suite, counts, expected);
-  if (missing !== undefined) add(outcome, { suite, counts: { passed: 0, failed: 1, skipped: 0 }, failures: [missing] });
+  if (missing !== undefined) add(outcome, oneFailure(suite, missing));
   add(total, outcome);
 }
 // Last, so that nobody has to look for them in what every program said.

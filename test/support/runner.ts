@@ -114,8 +114,7 @@ export async function nodeTests(
     const wrong = await run(repo, suite, command, args, { print });
     const told = readResult(result);
     add(outcome, { suite, ...told });
-    if (wrong !== undefined && told.counts.failed === 0)
-      add(outcome, { suite, counts: { passed: 0, failed: 1, skipped: 0 }, failures: [wrong] });
+    if (wrong !== undefined && told.counts.failed === 0) add(outcome, oneFailure(suite, wrong));
   }
   rmSync(directory, { recursive: true, force: true });
   return outcome;
@@ -125,6 +124,12 @@ export const noOutcome = (suite: string): Outcome => ({
   suite,
   counts: { passed: 0, failed: 0, skipped: 0 },
   failures: [],
+});
+
+export const oneFailure = (suite: string, why: string): Outcome => ({
+  suite,
+  counts: { passed: 0, failed: 1, skipped: 0 },
+  failures: [why],
 });
 
 /** Adds what ran later, or beside it, to an outcome. */
@@ -168,8 +173,7 @@ export async function cargoTests(
     return true;
   };
   const wrong = await run(repo, suite, 'cargo', args, { onLine, print });
-  if (wrong !== undefined && outcome.counts.failed === 0)
-    add(outcome, { suite, counts: { passed: 0, failed: 1, skipped: 0 }, failures: [wrong] });
+  if (wrong !== undefined && outcome.counts.failed === 0) add(outcome, oneFailure(suite, wrong));
   return outcome;
 }
 

@@ -1,4 +1,5 @@
 //! The few JSON forms of the keeper: strict reading of small files that root wrote, and writing of journal lines and frames.
+//! Longer than other files with its tests: what is read here must be what is written here.
 use std::fmt::Write;
 
 #[derive(Debug, Clone, PartialEq)]

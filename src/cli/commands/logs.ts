@@ -4,6 +4,7 @@ import { KataError } from '../../base/index.ts';
 import { type Command, FLAG_JSON } from '../command.ts';
 import { type Context, EXIT_SIGPIPE } from '../context.ts';
 import { type Flags, UsageError } from '../flags.ts';
+import type { LogFormat } from '../log-entry.ts';
 import { LogPrinter } from '../log-printer.ts';
 import { LogReader } from '../log-reader.ts';
 import { AGENT_LEVELS, type AgentLevel, agentLog, gone } from '../sandbox-log.ts';
@@ -104,7 +105,7 @@ async function showLogs(context: Context, flags: Flags): Promise<number> {
   }
   let end: StreamEnd | undefined;
   if (stream !== undefined && !printer.finished) {
-    await reader.follow(stream.ended, until === undefined ? undefined : millisOf(until));
+    await reader.follow(stream.ended, millisOf(until));
     end = await Promise.race([stream.ended, undefined]);
   }
   await reader.close();
@@ -120,13 +121,22 @@ async function showAgentLog(context: Context, flags: Flags): Promise<number> {
     await context.call('setAgentLogLevel', { path: { id }, body: { level } });
     return 0;
   }
+  return showSandboxLog(context, flags, 'agent.log', agentLog(levelOf(flags, 'level') ?? 'trace'));
+}
+
+/** A log of the sandbox that the argument names, or of one that is gone. */
+export async function showSandboxLog(
+  context: Context,
+  flags: Flags,
+  name: 'agent.log' | 'console.log',
+  format: LogFormat,
+): Promise<number> {
   const { tail, until, printer } = outputOf(flags);
-  const { dir, live } = await context.call('sandboxLogs', { path: { id } });
-  const path = join(dir, 'agent.log');
-  const reader = new LogReader(path, printer, agentLog(levelOf(flags, 'level') ?? 'trace'));
+  const { dir, live } = await context.call('sandboxLogs', { path: { id: flags.args[0] ?? '' } });
+  const path = join(dir, name);
+  const reader = new LogReader(path, printer, format);
   await reader.existing(tail);
-  if (flags.bool('follow') && live && !printer.finished)
-    await reader.follow(gone(path), until === undefined ? undefined : millisOf(until));
+  if (flags.bool('follow') && live && !printer.finished) await reader.follow(gone(path), millisOf(until));
   await reader.close();
   return 0;
 }
@@ -167,9 +177,10 @@ function outputOf(flags: Flags): Output {
   return { tail: readTail(flags), since, until, printer };
 }
 
-const millisOf = (nanos: bigint): number => Number(nanos / 1_000_000n);
+const millisOf = (nanos: bigint | undefined): number | undefined =>
+  nanos === undefined ? undefined : Number(nanos / 1_000_000n);
 
-export function readTail(flags: Flags): number {
+function readTail(flags: Flags): number {
   const text = flags.string('tail') ?? 'all';
   if (text === 'all' || text === '' || text === '-1') return Number.POSITIVE_INFINITY;
   if (!/^\d+$/.test(text)) throw new UsageError(`--tail: "${text}" is neither a number nor "all"`, undefined);
@@ -179,7 +190,7 @@ export function readTail(flags: Flags): number {
 }
 
 /** A closed reader ends the command as SIGPIPE would. */
-export function guarded(stream: NodeJS.WriteStream): NodeJS.WriteStream {
+function guarded(stream: NodeJS.WriteStream): NodeJS.WriteStream {
   stream.on('error', () => process.exit(EXIT_SIGPIPE));
   return stream;
 }

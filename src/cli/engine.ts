@@ -136,10 +136,12 @@ export function engineCommand(locations: Locations, env: NodeJS.ProcessEnv): str
   const { root, run, assets } = locations;
   const keeper = toolPath(assets, 'kata-keeper');
   const daemon = ['daemon', '--lock', join(run, 'katad.lock'), '--log', join(run, 'katad.log'), '--'];
-  // The engine makes little garbage: a small young generation keeps its resident memory down by a sixth.
+  // The engine makes little garbage: a small young generation keeps its resident memory down by a sixth. Without V8's middle
+  // compiler it ends when it is told to (the launcher says why).
   const engine = [
     process.execPath,
     '--max-semi-space-size=1',
+    '--no-maglev',
     engineScript(),
     '--root',
     root,

@@ -20,10 +20,14 @@ export async function checkBoot({ locations, env }: Context): Promise<CheckResul
   const token = randomBytes(8).toString('hex');
   const flags = ['--root', locations.root, '--run', locations.run];
   const script = process.argv[1] ?? '';
-  const child = spawn(process.execPath, [...process.execArgv, script, ...flags, 'run', '--rm', 'busybox', 'echo', token], {
-    env: { ...env, KATA_ASSETS: locations.assets },
-    stdio: ['ignore', 'pipe', 'pipe'],
-  });
+  const child = spawn(
+    process.execPath,
+    [...process.execArgv, script, ...flags, 'run', '--rm', 'busybox', 'echo', token],
+    {
+      env: { ...env, KATA_ASSETS: locations.assets },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    },
+  );
   let timedOut = false;
   const timers = [
     setTimeout(() => {

@@ -69,8 +69,18 @@ const mayReach4GiB = ({ memoryBytes, maxMemoryBytes }: MachineSpec): boolean =>
 /** Some of what is above this may be placed above 4 GiB. */
 const LOW_MEMORY_BYTES = 2 * 2 ** 30;
 
-function smp({ vcpus, maxVcpus }: MachineSpec): string {
-  return vcpus === maxVcpus ? `${vcpus}` : `${vcpus},maxcpus=${maxVcpus},sockets=1,cores=${maxVcpus},threads=1`;
+/**
+ * An emulated machine that can never have a second processor gets neither barriers nor atomic accesses from QEMU: `lock` and
+ * `mfence` become nothing. Helpers that serve a queue from another process need them: a guest that looks whether a helper sleeps before
+ * its own request is seen does not wake it, and that request waits for ever. Room for a second one keeps them (CF_PARALLEL in
+ * QEMU's accel/tcg); the kernel is told that it never comes.
+ */
+const hasUnusedProcessor = ({ accel, maxVcpus }: MachineSpec): boolean => accel === 'tcg' && maxVcpus === 1;
+
+function smp(spec: MachineSpec): string {
+  const { vcpus } = spec;
+  const most = hasUnusedProcessor(spec) ? 2 : spec.maxVcpus;
+  return vcpus === most ? `${vcpus}` : `${vcpus},maxcpus=${most},sockets=1,cores=${most},threads=1`;
 }
 
 function memory({ memoryBytes, maxMemoryBytes, machine }: MachineSpec): string {
@@ -109,6 +119,7 @@ export function kernelCmdline(spec: MachineSpec): string {
     ...(spec.machine === 'q35' ? ['no_timer_check'] : []),
     ...(usesHpet(spec) ? ['noapictimer'] : []),
     ...(spec.machine === 'microvm' && spec.accel === 'tcg' ? [`tsc_early_khz=${spec.tscKhz}`] : []),
+    ...(hasUnusedProcessor(spec) ? ['nr_cpus=1'] : []),
     ...(spec.vcpus === 1 ? ['noreplace-smp'] : []),
     ...(mayReach4GiB(spec) ? ['swiotlb=noforce'] : []),
     ...(spec.maxMemoryBytes > spec.memoryBytes ? ['memory_hotplug.memmap_on_memory=1'] : []),

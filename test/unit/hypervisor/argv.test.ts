@@ -36,11 +36,12 @@ test('the command line of a q35 under tcg', () => {
     ...['-sandbox', SANDBOX],
     '-M',
     'q35,smm=off,sata=off,usb=off,i8042=off,smbus=off,vmport=off,graphics=off,acpi=on,memory-backend=mem,hpet=on',
-    ...['-accel', 'tcg,thread=multi', '-cpu', 'max,-erms', '-smp', '1', '-m', '256M'],
+    ...['-accel', 'tcg,thread=multi', '-cpu', 'max,-erms'],
+    ...['-smp', '1,maxcpus=2,sockets=1,cores=2,threads=1', '-m', '256M'],
     ...['-object', 'memory-backend-file,id=mem,size=268435456,mem-path=/proc/self/fd/10,share=on'],
     ...['-kernel', '/assets/vmlinux', '-initrd', '/assets/initrd'],
     '-append',
-    `quiet panic=-1 cryptomgr.notests=1 ${BLACKLIST} no_timer_check noapictimer noreplace-smp console=ttyS0`,
+    `quiet panic=-1 cryptomgr.notests=1 ${BLACKLIST} no_timer_check noapictimer nr_cpus=1 noreplace-smp console=ttyS0`,
     ...QMP,
     ...['-chardev', 'socket,id=console,path=/run/kata/s/0123456789ab/console.sock', '-serial', 'chardev:console'],
     '-device',
@@ -94,7 +95,7 @@ test('microvm under tcg tells the guest the counter’s frequency; memory that c
   assert.equal(big[big.indexOf('-m') + 1], '256M,slots=16,maxmem=1024M');
   assert.match(
     big[big.indexOf('-append') + 1] as string,
-    / noapictimer noreplace-smp swiotlb=noforce memory_hotplug.memmap_on_memory=1 /,
+    / noapictimer nr_cpus=1 noreplace-smp swiotlb=noforce memory_hotplug.memmap_on_memory=1 /,
   );
 });
 
@@ -245,7 +246,7 @@ test('no string becomes a second option, word or line of a command line', () => 
         assert.deepEqual(shape(spec), shape(plain));
         for (const word of qemuArgv(spec)) if (word.startsWith('{')) JSON.parse(word);
         const append = qemuArgv(spec)[qemuArgv(spec).indexOf('-append') + 1] as string;
-        assert.equal(append.split(' ').length, 8 + spec.cmdline.length);
+        assert.equal(append.split(' ').length, 9 + spec.cmdline.length);
         assert.ok(!JSON.stringify(qemuArgv(spec)).includes('/../'));
       },
     ),

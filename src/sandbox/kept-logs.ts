@@ -22,15 +22,15 @@ export interface KeptLogs {
  * directory does not hold any more stays as it was kept.
  */
 export async function keepLogs(endedDir: string, runDir: string, record: Readonly<SandboxRecord>): Promise<void> {
+  const present = FILES.filter((name) => existsSync(join(runDir, name)));
+  if (present.length === 0) return;
   const { uid, names, createdAt } = record;
   const dir = join(endedDir, uid);
   const isKept = existsSync(join(dir, 'ended.json'));
   const target = isKept ? dir : `${dir}.tmp`;
   if (!isKept) await rm(target, { recursive: true, force: true });
   await mkdir(target, { recursive: true, mode: 0o700 });
-  let copied = 0;
-  for (const name of FILES) copied += (await copy(join(runDir, name), join(target, name))) ? 1 : 0;
-  if (copied === 0) return isKept ? undefined : rm(target, { recursive: true });
+  for (const name of present) await copy(join(runDir, name), join(target, name));
   const ended: z.infer<typeof Ended> = { uid, names, endedAt: new Date().toISOString() };
   const description = join(target, 'ended.json');
   await writeFile(`${description}.new`, JSON.stringify({ ...ended, createdAt }), { mode: 0o600 });
@@ -41,16 +41,15 @@ export async function keepLogs(endedDir: string, runDir: string, record: Readonl
   await forgetOldest(endedDir);
 }
 
-/** False when there is no such file. */
-async function copy(from: string, to: string): Promise<boolean> {
+/** A file that goes meanwhile is none. */
+async function copy(from: string, to: string): Promise<void> {
   try {
     await copyFile(from, `${to}.new`, constants.COPYFILE_FICLONE);
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
-    return false;
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return;
+    throw error;
   }
   await rename(`${to}.new`, to);
-  return true;
 }
 
 async function forgetOldest(endedDir: string): Promise<void> {

@@ -18,7 +18,8 @@ const rooms = {
   engine: ['base', 'model', 'os', 'oci', 'hypervisor', 'agent', 'storage', 'image', 'registry', 'api', 'sandbox'],
   shim: ['base', 'model', 'os', 'oci', 'config', 'network', 'ttrpc', 'rpc', 'agent', 'storage', 'api', 'sandbox', 'engine'],
   setup: ['base', 'model', 'os', 'image'],
-  cli: ['base', 'api', 'config', 'registry', 'setup'],
+  dashboard: ['base', 'api'],
+  cli: ['base', 'api', 'config', 'dashboard', 'registry', 'setup'],
 };
 
 const forbidden = Object.entries(rooms).map(([room, allowed]) => ({

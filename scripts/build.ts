@@ -1,5 +1,5 @@
 /**
- * Bundles the command line and the engine into dist/. The command line is split, so that a command loads only what it uses;
+ * Bundles the command line, the engine and the dashboard's script into dist/. The command line is split, so that a command loads only what it uses;
  * the engine is one file, which a running engine has read whole: replacing it does not disturb that engine.
  */
 import { mkdtempSync, readdirSync, renameSync, rmSync, statSync } from 'node:fs';
@@ -44,6 +44,13 @@ try {
       banner: { js: "import{createRequire}from'node:module';const require=createRequire(import.meta.url);" },
     }),
   ]);
+  await build({
+    ...common,
+    entryPoints: { dashboard: 'src/dashboard/page/app.ts' },
+    outdir: temporary,
+    platform: 'browser',
+    target: 'es2022',
+  });
   refuseRequire(results[0].metafile);
   const files = readdirSync(temporary);
   // Entry points come last: what they load is there by then.

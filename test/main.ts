@@ -33,11 +33,15 @@ const testFiles = (directory: string): string[] =>
 const TEST_PACKAGES = [
   'attr',
   'busybox-static',
+  // The dashboard's browser, and letters for its pictures.
+  'chromium',
+  'fonts-dejavu-core',
   // Its service is not used: the tests start a registry of their own.
   'docker-registry',
   'erofs-utils',
   'iproute2',
   'lz4',
+  'mandoc',
   'openssl',
   'python3-minimal',
   'skopeo',
@@ -69,6 +73,7 @@ const CARGO = ['--manifest-path', 'native/Cargo.toml', '--locked'];
 async function lint(): Promise<Outcome> {
   const checks: [string, string[]][] = [
     ['node_modules/.bin/tsc', ['-p', '.']],
+    ['node_modules/.bin/tsc', ['-p', 'src/dashboard/page']],
     ['node_modules/@biomejs/cli-linux-x64/biome', ['check', '--error-on-warnings', '.']],
     ['cargo', ['fmt', '--manifest-path', 'native/Cargo.toml', '--all', '--check']],
     ['cargo', ['clippy', ...CARGO, '--all-targets', '--quiet', '--', '-D', 'warnings']],

@@ -59,7 +59,7 @@ export function containerRow(
 }
 
 /** "Up 5 minutes (Paused)", "Exited (0) 2 hours ago", "Created". */
-function statusText(container: ContainerSummary, nowMs: number): string {
+export function statusText(container: ContainerSummary, nowMs: number): string {
   const since = (iso: string | undefined) => humanDuration(nowMs - Date.parse(iso ?? ''));
   switch (container.status) {
     case 'running':

@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { KataError } from '../base/index.ts';
 
@@ -18,6 +19,10 @@ export const checkoutDir = (moduleDir: string): string => {
   const source = moduleDir.lastIndexOf(join('/', 'src', 'cli'));
   return source < 0 ? resolve(moduleDir, '..') : moduleDir.slice(0, source);
 };
+
+/** Of this command, as its package says. */
+export const ownVersion = (): string =>
+  JSON.parse(readFileSync(join(checkoutDir(import.meta.dirname), 'package.json'), 'utf8')).version;
 
 /** Paths by docs/ARCHITECTURE.md, "Where things are". Flags win over the environment. */
 export function locate(

@@ -7,7 +7,7 @@ import type { Command } from './command.ts';
 import { Context } from './context.ts';
 import { UsageError } from './flags.ts';
 import { locate } from './locations.ts';
-import { findEntry } from './registry.ts';
+import { findCommand } from './registry.ts';
 
 interface Globals {
   root?: string;
@@ -42,30 +42,19 @@ function parseGlobals(argv: readonly string[]): void {
   globals.rest = rest;
 }
 
-async function findCommand(argv: readonly string[]): Promise<{ command: Command; rest: string[] }> {
-  const { entry, words } = findEntry(argv);
-  if (entry === undefined) {
-    const name = argv.slice(0, words).join(' ');
-    const { didYouMean } = await import('./suggest.ts');
-    const { ENTRIES } = await import('./registry.ts');
-    const near = didYouMean(
-      argv[words - 1] ?? '',
-      ENTRIES.map((e) => e.name),
-    );
-    const hint = near === undefined ? "run 'kata --help'" : `did you mean 'kata ${near}'?`;
-    throw new UsageError(`unknown command: ${name}`, undefined, { hint, exit: 1 });
-  }
-  let { command } = await entry.load();
-  let rest = argv.slice(words);
-  for (let sub = subcommand(command, rest); sub !== undefined; sub = subcommand(command, rest)) {
-    command = sub;
-    rest = rest.slice(1);
-  }
-  return { command, rest };
+async function wantedCommand(argv: readonly string[]): Promise<{ command: Command; rest: string[] }> {
+  const found = await findCommand(argv);
+  if (found !== undefined) return found;
+  const words = argv[0] === 'container' ? 2 : 1;
+  const { didYouMean } = await import('./suggest.ts');
+  const { ENTRIES } = await import('./registry.ts');
+  const near = didYouMean(
+    argv[words - 1] ?? '',
+    ENTRIES.map((e) => e.name),
+  );
+  const hint = near === undefined ? "run 'kata --help'" : `did you mean 'kata ${near}'?`;
+  throw new UsageError(`unknown command: ${argv.slice(0, words).join(' ')}`, undefined, { hint, exit: 1 });
 }
-
-const subcommand = (command: Command, rest: readonly string[]): Command | undefined =>
-  command.subcommands?.find((sub) => sub.name.split(' ').at(-1) === rest[0]);
 
 /**
  * Node replaces what is not UTF-8 in its arguments; a container would get other bytes than the caller wrote. The kernel
@@ -88,7 +77,7 @@ async function main(argv: readonly string[]): Promise<number> {
     await context.out(overview());
     return 0;
   }
-  const { command, rest } = await findCommand(wanted);
+  const { command, rest } = await wantedCommand(wanted);
   failing = command;
   const flags = parseFlags(command, rest);
   if (flags.bool('help')) {

@@ -34,6 +34,7 @@ export const ENTRIES: readonly Entry[] = [
   containers('inspect', 'Show everything about containers, images and volumes', () => import('./commands/inspect.ts')),
   containers('events', 'Follow what happens', () => import('./commands/events.ts')),
   containers('stats', 'Show resource use', () => import('./commands/stats.ts')),
+  containers('dashboard', 'Show all of it on a page in a browser', () => import('./commands/dashboard.ts')),
   containers('update', 'Change limits of containers', () => import('./commands/update.ts')),
   containers('rename', 'Rename a container', () => import('./commands/rename.ts')),
   containers('pause', 'Freeze the processes of containers', () => import('./commands/pause.ts')),
@@ -99,23 +100,52 @@ function installationEntries(): Entry[] {
         return { command: completionCommand(loadAll) };
       },
     },
+    {
+      name: 'man',
+      summary: 'Write the manual pages',
+      section,
+      load: async () => {
+        const { manCommand } = await import('./commands/man.ts');
+        return { command: manCommand(loadSections) };
+      },
+    },
   ];
 }
 
 /** `kata container VERB` is `kata VERB`; these verbs have another name there. */
 const CONTAINER_ALIASES: Record<string, string> = { ls: 'ps', list: 'ps' };
 
-/** The entry that argv's first words name, and how many words they are. */
-export function findEntry(argv: readonly string[]): { entry: Entry | undefined; words: number } {
+/** The command that argv's first words name, and the words after them. */
+export async function findCommand(argv: readonly string[]): Promise<{ command: Command; rest: string[] } | undefined> {
   const [first = '', second = ''] = argv;
   const grouped = first === 'container';
   let name = grouped ? second : first;
   if (grouped && Object.hasOwn(CONTAINER_ALIASES, name)) name = CONTAINER_ALIASES[name] ?? name;
   const entry = ENTRIES.find((e) => e.name === name && (!grouped || e.section === 'Containers'));
-  return { entry, words: grouped ? 2 : 1 };
+  if (entry === undefined) return undefined;
+  let { command } = await entry.load();
+  let rest = argv.slice(grouped ? 2 : 1);
+  for (let sub = subcommand(command, rest); sub !== undefined; sub = subcommand(command, rest)) {
+    command = sub;
+    rest = rest.slice(1);
+  }
+  return { command, rest };
 }
+
+const subcommand = (command: Command, rest: readonly string[]): Command | undefined =>
+  command.subcommands?.find((sub) => sub.name.split(' ').at(-1) === rest[0]);
 
 /** Every command: for completion and the check of the documentation. */
 export async function loadAll(): Promise<Command[]> {
   return (await Promise.all(ENTRIES.map((entry) => entry.load()))).map(({ command }) => command);
+}
+
+/** As `kata --help` groups them: for the manual. */
+export function loadSections(): Promise<{ title: string; commands: Command[] }[]> {
+  const sections = [...new Set(ENTRIES.map(({ section }) => section))];
+  const load = async (title: Section) => {
+    const entries = ENTRIES.filter(({ section }) => section === title);
+    return { title, commands: (await Promise.all(entries.map((entry) => entry.load()))).map(({ command }) => command) };
+  };
+  return Promise.all(sections.map(load));
 }

@@ -1,7 +1,7 @@
 import { join } from 'node:path';
-import { Writable } from 'node:stream';
 import { KataError } from '../../base/index.ts';
 import { type Command, FLAG_JSON } from '../command.ts';
+import { printContainerLog } from '../container-log.ts';
 import { type Context, EXIT_SIGPIPE } from '../context.ts';
 import { type Flags, UsageError } from '../flags.ts';
 import type { LogFormat } from '../log-entry.ts';
@@ -9,7 +9,6 @@ import { LogPrinter } from '../log-printer.ts';
 import { LogReader } from '../log-reader.ts';
 import { AGENT_LEVELS, type AgentLevel, agentLog, gone } from '../sandbox-log.ts';
 import { explainLoss } from '../session.ts';
-import { StreamClient, type StreamEnd } from '../stream.ts';
 import { formatNanos, parseTimestamp } from '../time.ts';
 
 export const FOLLOW = {
@@ -90,25 +89,8 @@ async function showLogs(context: Context, flags: Flags): Promise<number> {
   const { tail, since, until, printer } = outputOf(flags);
   const follow = flags.bool('follow');
   const log = await context.call('containerLogs', { path: { id: container }, query: { follow } });
-  const reader = new LogReader(log.path, printer);
-  // The stream is there before the files are read: its end comes after everything that the log holds then.
-  const stream =
-    log.stream === undefined
-      ? undefined
-      : new StreamClient({ answer: log.stream, stdout: nowhere(), stderr: nowhere() });
-  await reader.existing(tail);
   const whole = !Number.isFinite(tail) && since === undefined && until === undefined;
-  if (whole && log.droppedLines > printer.dropped) {
-    // The log itself can tell it only when there is space again.
-    printer.note(`${log.droppedLines - printer.dropped} more lines were dropped: the disk was full`);
-    await printer.flush();
-  }
-  let end: StreamEnd | undefined;
-  if (stream !== undefined && !printer.finished) {
-    await reader.follow(stream.ended, millisOf(until));
-    end = await Promise.race([stream.ended, undefined]);
-  }
-  await reader.close();
+  const end = await printContainerLog(log, printer, { tail, whole, untilMs: millisOf(until) });
   if (end?.kind === 'lost') throw await explainLoss(context, container, end.error);
   if (end?.kind === 'error') throw end.error;
   return 0;
@@ -194,6 +176,3 @@ function guarded(stream: NodeJS.WriteStream): NodeJS.WriteStream {
   stream.on('error', () => process.exit(EXIT_SIGPIPE));
   return stream;
 }
-
-/** The stream only tells the end: the bytes come from the files. */
-const nowhere = (): Writable => new Writable({ write: (_chunk, _encoding, done) => done() });

@@ -1,9 +1,7 @@
-import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
 import { KataError } from '../../base/index.ts';
 import { type Command, FLAG_JSON } from '../command.ts';
 import type { Context } from '../context.ts';
-import { checkoutDir } from '../locations.ts';
+import { ownVersion } from '../locations.ts';
 
 const ENGINE_TIMEOUT_MS = 5000;
 
@@ -44,10 +42,6 @@ export const command: Command = {
     return 0;
   },
 };
-
-function ownVersion(): string {
-  return JSON.parse(readFileSync(join(checkoutDir(import.meta.dirname), 'package.json'), 'utf8')).version;
-}
 
 async function engineVersion(context: Context) {
   const client = await context.runningClient();

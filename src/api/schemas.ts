@@ -29,6 +29,12 @@ export const MountSpec = z.strictObject({
 export const TmpfsSpec = z.strictObject({ target: absolutePath, options: z.array(text(256)).max(32).default([]) });
 export const UlimitSpec = z.strictObject({ name: text(32), soft: z.number().int(), hard: z.number().int() });
 
+export const RestartPolicy = z.strictObject({
+  name: z.enum(['no', 'on-failure', 'always', 'unless-stopped']),
+  /** Of on-failure; 0: no bound. */
+  maximumRetryCount: z.number().int().min(0).default(0),
+});
+
 export const CreateContainer = z.strictObject({
   image: text(1024),
   name: Name.optional(),
@@ -53,6 +59,7 @@ export const CreateContainer = z.strictObject({
   stopSignal: text(32).optional(),
   stopTimeoutSeconds: z.number().int().min(-1).optional(),
   autoRemove: z.boolean().default(false),
+  restart: RestartPolicy.default({ name: 'no', maximumRetryCount: 0 }),
   init: z.boolean().default(false),
   readOnly: z.boolean().default(false),
   capAdd: z.array(text(64)).max(64).default([]),
@@ -110,7 +117,17 @@ export const RenameBody = z.strictObject({ name: Name });
 export const LoadBody = z.strictObject({ path: absolutePath, tag: text(1024).optional() });
 export const SaveBody = z.strictObject({ images: z.array(text(1024)).min(1), path: absolutePath });
 
-export const ContainerStatus = z.enum(['created', 'starting', 'running', 'paused', 'stopping', 'exited', 'removing']);
+/** "restarting": it ended, and is started again soon. */
+export const ContainerStatus = z.enum([
+  'created',
+  'starting',
+  'running',
+  'paused',
+  'stopping',
+  'restarting',
+  'exited',
+  'removing',
+]);
 
 export const ExitInfo = z.strictObject({
   code: z.number().int(),
@@ -192,7 +209,10 @@ export const ContainerDetails = ContainerSummary.extend({
       consoleLog: z.string(),
     })
     .optional(),
+  /** Of its policy, since somebody started it. */
   restartCount: z.number(),
+  /** The end that the last of them came after. */
+  lastExit: ExitInfo.extend({ at: z.string() }).optional(),
   error: z.string().optional(),
   startup: z.array(PhaseTiming).optional(),
 });
@@ -295,6 +315,7 @@ export const UpdateBody = z.strictObject({
   cpus: z.number().positive().max(1024).optional(),
   memoryBytes: size.optional(),
   pidsLimit: z.number().int().min(-1).optional(),
+  restart: RestartPolicy.optional(),
 });
 export const ResizeBody = z.strictObject({
   /** Empty: the container's main process. */

@@ -75,7 +75,8 @@ export function statusText(container: ContainerSummary, nowMs: number): string {
     default: {
       const { exit, finishedAt } = container;
       if (exit === undefined || finishedAt === undefined) return 'Exited';
-      return `Exited (${exit.code}) ${since(finishedAt)} ago`;
+      const what = container.status === 'restarting' ? 'Restarting' : 'Exited';
+      return `${what} (${exit.code}) ${since(finishedAt)} ago`;
     }
   }
 }

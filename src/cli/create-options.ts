@@ -7,6 +7,7 @@ import { readEnvironment, readLabels } from './key-values.ts';
 import { parseMounts } from './mounts.ts';
 import { checkPlatform, FLAG_PLATFORM } from './platform.ts';
 import { FIXED_FLAGS } from './refused.ts';
+import { FLAG_RESTART, restartPolicy } from './restart-policy.ts';
 import { checkSignal } from './signals.ts';
 
 const text = (long: string, value: string, help: string, more: Partial<FlagSpec> = {}): FlagSpec => ({
@@ -88,7 +89,7 @@ export const CREATE_FLAGS: readonly FlagSpec[] = [
     choices: ['always', 'missing', 'never'],
     default: 'missing',
   }),
-  text('restart', 'no', 'Accepted as "no": a stopped container stays stopped', { choices: ['no'] }),
+  FLAG_RESTART,
   FLAG_PLATFORM,
   bool('no-healthcheck', 'Accepted: health checks are never run'),
   bool('quiet', 'Do not show a pull', { short: 'q' }),
@@ -169,6 +170,7 @@ export function createRequest(
     traceStartup: flags.bool('trace-startup'),
     rootfs: rootfs(flags),
     ...choices(flags),
+    ...restart(flags),
     ...strings(flags),
     ...numbers(flags),
     ...command(flags.string('entrypoint'), args),
@@ -184,6 +186,13 @@ function checkFixed(flags: Flags): void {
       throw new KataError('UNSUPPORTED_FLAG', `--${name} ${value} is not supported: ${reason}`, { hint });
   }
   checkPlatform(flags);
+}
+
+function restart(flags: Flags): Partial<CreateContainerInput> {
+  const policy = restartPolicy(flags);
+  if (policy !== undefined && policy.name !== 'no' && flags.bool('rm'))
+    throw bad('conflicting options: cannot specify both --restart and --rm');
+  return policy === undefined ? {} : { restart: policy };
 }
 
 function pullPolicy(flags: Flags): PullPolicy {

@@ -62,12 +62,13 @@ export function containerInspect(details: ContainerDetails): Struct {
 
 function state(details: ContainerDetails): Struct {
   const { status, exit } = details;
-  const running = status === 'running' || status === 'paused' || status === 'stopping';
+  const restarting = status === 'restarting';
+  const running = status === 'running' || status === 'paused' || status === 'stopping' || restarting;
   return {
     Status: status,
     Running: running,
     Paused: status === 'paused',
-    Restarting: false,
+    Restarting: restarting,
     OOMKilled: exit?.oomKilled ?? false,
     Dead: false,
     Pid: running ? (details.sandbox?.vmmPid ?? 0) : 0,
@@ -84,7 +85,7 @@ function hostConfig({ config, mounts, rootfs }: ContainerDetails): Struct {
     Binds: binds.map((mount) => `${mount.name ?? mount.source}:${mount.target}${mount.readOnly ? ':ro' : ''}`),
     NetworkMode: 'none',
     PortBindings: new Map<string, Value>(),
-    RestartPolicy: { Name: 'no', MaximumRetryCount: 0 },
+    RestartPolicy: { Name: config.restart.name, MaximumRetryCount: config.restart.maximumRetryCount },
     AutoRemove: config.autoRemove,
     VolumesFrom: null,
     CapAdd: strings(config.capAdd),
@@ -133,12 +134,13 @@ function config({ config, effective, image, id, labels }: ContainerDetails): Str
 
 /** What docker has no word for, under the names of the HTTP API; `exit` and `sandbox` are null when there is none. */
 function kata(details: ContainerDetails): Struct {
-  const { status, exit = null, sandbox = null, rootfs, log, startup = [], config } = details;
+  const { status, exit = null, lastExit = null, sandbox = null, rootfs, log, startup = [], config } = details;
   return {
     status,
     machine: sandbox?.machine ?? config.machine,
     accel: sandbox?.accel ?? config.accel,
     exit,
+    lastExit,
     sandbox,
     rootfs: { ...rootfs },
     log: { ...log },

@@ -68,11 +68,6 @@ export const FIXED_FLAGS: Readonly<Record<string, { allowed: readonly string[]; 
     reason: 'containers have no network',
     hint: 'leave it out or write --network none',
   },
-  restart: {
-    allowed: ['no'],
-    reason: 'a stopped container is not started again by itself',
-    hint: 'use a service manager around `kata run`',
-  },
 };
 
 export const REFUSED_START_FLAGS = none('containers are not checkpointed', 'checkpoint checkpoint-dir');
@@ -100,7 +95,6 @@ export const REFUSED_UPDATE_FLAGS = {
     'use --cpus',
   ),
   ...none('the virtual machine has no swap', 'memory-reservation memory-swap kernel-memory', 'use --memory'),
-  ...none('a stopped container is not started again by itself', 'restart'),
 };
 export const REFUSED_STATS_FLAGS = none('a container that does not run uses nothing', 'all/a');
 export const REFUSED_VOLUME_LS_FLAGS = none('volumes live on this host and are local', 'cluster');

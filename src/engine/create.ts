@@ -59,6 +59,10 @@ async function store(
   identity: { id: string; name: string; requestId: string | undefined },
 ): Promise<Container> {
   const { id, name, requestId } = identity;
+  if (config.autoRemove && config.restart.name !== 'no')
+    throw new KataError('INVALID_ARGUMENT', 'a container is either removed or started again when it ends', {
+      hint: 'leave out --rm or --restart',
+    });
   const { containers } = dependencies;
   const host = config.sandbox === undefined ? undefined : containers.find(config.sandbox);
   if (host === undefined) machineSize(config, dependencies.capacity());
@@ -103,6 +107,8 @@ async function store(
     state: { status: 'created' },
     droppedLines: 0,
     restartCount: 0,
+    restartDelayMs: 0,
+    stoppedByHand: false,
     events: [{ at: createdAt, action: 'create', attributes: {} }],
   };
   const container = new Container(containers.dir, record);

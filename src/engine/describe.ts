@@ -8,6 +8,7 @@ import { exitOf, type Sandbox, sandboxOf } from '../sandbox/index.ts';
 import type { Container } from './container.ts';
 import type { CorruptContainer } from './container-set.ts';
 import type { Engine } from './engine.ts';
+import { pendingRestart } from './restart.ts';
 
 export function summaryOf(container: Container): ContainerSummary {
   const { record, state } = container;
@@ -19,7 +20,7 @@ export function summaryOf(container: Container): ContainerSummary {
     image: record.config.image,
     imageId: record.imageId,
     command: record.process.args,
-    status: state.status,
+    status: pendingRestart(container) === undefined ? state.status : 'restarting',
     ...(exit === undefined ? {} : { exit }),
     createdAt: record.createdAt,
     ...('startedAt' in state && state.startedAt !== undefined ? { startedAt: state.startedAt } : {}),
@@ -70,6 +71,7 @@ export async function detailsOf(engine: Engine, container: Container): Promise<C
     log: { path: container.logPath, droppedLines: await droppedLines(container, sandbox) },
     ...(sandbox === undefined ? {} : { sandbox: await sandboxDetails(sandbox) }),
     restartCount: record.restartCount,
+    ...(record.lastExit === undefined ? {} : { lastExit: record.lastExit }),
     ...(error === undefined ? {} : { error }),
     ...(record.startup === undefined ? {} : { startup: record.startup }),
   };

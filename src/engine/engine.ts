@@ -15,6 +15,7 @@ import { EventFile } from './event-file.ts';
 import { Events } from './events.ts';
 import { Filling } from './filling.ts';
 import { planOf } from './plan.ts';
+import { afterRun, Restarts } from './restart.ts';
 import { Volumes } from './volumes.ts';
 
 export interface EnginePaths {
@@ -32,8 +33,8 @@ interface Once {
 }
 
 /** What the end of a run is told as. */
-export const endOf = (container: Container, exit: { code: number }): Announcement[] => [
-  ['die', { exitCode: String(exit.code) }],
+export const endOf = (container: Container, exit: { code: number; cause: string }): Announcement[] => [
+  ['die', { exitCode: String(exit.code), ...(exit.cause === 'process' ? {} : { cause: exit.cause }) }],
   ...(container.state.status === 'stopping' ? [['stop'] satisfies Announcement] : []),
 ];
 
@@ -53,6 +54,7 @@ export class Engine {
   readonly volumes: Volumes;
   readonly filling: Filling;
   readonly events: Events;
+  readonly restarts = new Restarts();
   readonly sandboxes = new Map<string, Sandbox>();
   readonly startedAt = new Date().toISOString();
   readonly findAssets: EngineOptions['findAssets'];
@@ -197,12 +199,15 @@ export class Engine {
     await container.mutex.run(async () => {
       // A start that failed has recorded its own end; a later run is in another sandbox.
       if (container.isRemoved || sandboxOf(container.state) !== uid) return;
+      const at = new Date(Number(end.atUnixNanos / 1_000_000n)).toISOString();
+      const { restart, change } = afterRun(container, exit, at);
       const unstored = this.announce(container, endOf(container, exit), (told) =>
         container.applyAnyway(
-          { event: 'exit', exit, at: new Date(Number(end.atUnixNanos / 1_000_000n)).toISOString() },
-          { droppedLines: container.record.droppedLines + end.droppedLines, ...told },
+          { event: 'exit', exit, at, restart },
+          { droppedLines: container.record.droppedLines + end.droppedLines, ...change, ...told },
         ),
       );
+      this.restarts.schedule(container);
       this.afterExit(container, uid);
       // Not acknowledged then: the keeper's journal tells the next engine.
       if (unstored !== undefined) throw unstored;
@@ -228,6 +233,7 @@ export class Engine {
     await container.settled;
     await container.mutex.run(async () => {
       if (container.isRemoved) return;
+      this.restarts.cancel(container);
       // A removal that could not be finished has been told.
       const exit = exitOf(container.state);
       const told: Announcement[] = [['destroy', exit === undefined ? {} : { exitCode: String(exit.code) }]];

@@ -2,6 +2,7 @@ import type { EventBody } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
 import { exitOf, sandboxOf } from '../sandbox/index.ts';
 import type { Container } from './container.ts';
+import { summaryOf } from './describe.ts';
 import { namePattern } from './name-pattern.ts';
 
 export type Filters = Record<string, string[]>;
@@ -21,11 +22,11 @@ const CONTAINER: Record<string, Test<Container>> = {
     return (one) => matches(one.record.name);
   },
   label: (value) => (one) => labelMatches(one.record.labels, value),
-  status: (value) => (one) => one.state.status === value,
+  status: (value) => (one) => summaryOf(one).status === value,
   ancestor: (value) => (one) =>
     [one.record.config.image, one.record.config.image.replace(/:latest$/, ''), one.record.imageId].includes(value) ||
     (/^[0-9a-f]{6,64}$/.test(value) && one.record.imageId.replace('sha256:', '').startsWith(value)),
-  exited: (value) => (one) => one.state.status === 'exited' && String(exitOf(one.state)?.code) === value,
+  exited: (value) => (one) => summaryOf(one).status === 'exited' && String(exitOf(one.state)?.code) === value,
   volume: (value) => (one) =>
     one.record.mounts.some((mount) => [mount.name, mount.source, mount.target].includes(value)),
   sandbox: (value) => (one) => sandboxOf(one.state) === value,

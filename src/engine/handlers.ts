@@ -11,6 +11,7 @@ import type { Engine } from './engine.ts';
 import { containerFilter } from './filters.ts';
 import * as lifecycle from './lifecycle.ts';
 import { specOf } from './plan.ts';
+import { pendingRestart } from './restart.ts';
 import { findLogs, setAgentLogLevel } from './sandbox-logs.ts';
 
 /** Calls about containers, as the API's routes name them. `ready` settles when recovery is done. */
@@ -24,7 +25,9 @@ export function containerHandlers(engine: Engine, ready: Promise<void>): Handler
       await ready;
       const fits = containerFilter(query.filters);
       const all = query.all || Object.keys(query.filters).some((key) => key === 'status' || key === 'exited');
-      const known = engine.containers.all.filter((one) => (all || one.isLive) && fits(one)).map(summaryOf);
+      const known = engine.containers.all
+        .filter((one) => (all || one.isLive || pendingRestart(one)) && fits(one))
+        .map(summaryOf);
       const corrupt = all && Object.keys(query.filters).length === 0 ? engine.containers.corrupt : [];
       return [...known, ...corrupt.map(corruptSummary)].sort((a, b) => b.createdAt.localeCompare(a.createdAt));
     },
@@ -245,7 +248,12 @@ async function exec(engine: Engine, container: Container, call: Call<'createExec
 const CPU_PERIOD_US = 100_000;
 
 async function update(engine: Engine, container: Container, body: Call<'updateContainer'>['body']): Promise<void> {
-  const { cpus, memoryBytes, pidsLimit } = body;
+  const { cpus, memoryBytes, pidsLimit, restart } = body;
+  if (restart !== undefined && container.record.config.autoRemove)
+    throw new KataError(
+      'CONFLICT',
+      `container ${container.record.name} is removed when it ends (--rm), not started again`,
+    );
   await container.mutex.run(async () => {
     const config = { ...container.record.config, ...body };
     if (container.isLive) {
@@ -260,5 +268,6 @@ async function update(engine: Engine, container: Container, body: Call<'updateCo
       });
     }
     engine.announce(container, [['update']], (told) => container.update({ config, ...told }));
+    if (restart?.name === 'no') lifecycle.endRestarts(engine, container);
   });
 }

@@ -10,6 +10,7 @@ import { parseSignal, SIGKILL } from '../oci/index.ts';
 import {
   type Assets,
   type ContainerPlan,
+  type Exited,
   failpoint,
   heldBy,
   launch,
@@ -23,6 +24,7 @@ import {
 } from '../sandbox/index.ts';
 import type { Container } from './container.ts';
 import { type Engine, endOf } from './engine.ts';
+import { afterRun, pendingRestart } from './restart.ts';
 
 const DEFAULT_GRACE_SECONDS = 10;
 /** After SIGKILL; a guest that has not reported the exit by then is ended with its machine. */
@@ -36,11 +38,27 @@ export interface Stream {
   socket: string;
 }
 
+interface StartOptions {
+  attach?: StreamWish | undefined;
+  requestId?: string | undefined;
+  /** The container's policy starts it again, and nobody else. */
+  byPolicy?: boolean;
+}
+
+/** Starts a container again as its policy wants it, unless it was started, stopped or removed meanwhile. Never throws. */
+export async function startAgain(engine: Engine, container: Container): Promise<void> {
+  try {
+    await start(engine, container, { resumed: false, byPolicy: true });
+  } catch (error) {
+    engine.log(`container ${container.id}: its restart: ${(error as Error).message}`);
+  }
+}
+
 /** Starts a container; every failure leaves it exited with the error, and nothing else of the attempt. */
 export async function start(
   engine: Engine,
   container: Container,
-  options: { attach?: StreamWish | undefined; requestId?: string | undefined; resumed: boolean },
+  options: StartOptions & { resumed: boolean },
 ): Promise<Stream | undefined> {
   await container.settled;
   const failure = await container.mutex.run(async () => {
@@ -50,6 +68,8 @@ export async function start(
         options.attach && (await keeper.openStream({ containerId: container.id, execId: '', ...options.attach }));
       return { stream };
     }
+    if (options.byPolicy === true && pendingRestart(container) === undefined) return { stream: undefined };
+    engine.restarts.cancel(container);
     if (container.isRemoved) throw new KataError('NOT_FOUND', `no such container: ${container.id}`);
     if (container.isLive) throw new KataError('CONFLICT', `container ${container.record.name} runs already`);
     const attempt = new Attempt(engine, container);
@@ -67,6 +87,7 @@ export async function start(
   );
   failure.error.undoErrors.push(...(await cleaning.catch((error: unknown) => [error])));
   if (container.record.config.autoRemove) await engine.discard(container, true);
+  engine.restarts.schedule(container);
   throw failure.error;
 }
 
@@ -90,10 +111,7 @@ class Attempt {
     this.#container = container;
   }
 
-  async run(options: {
-    attach?: StreamWish | undefined;
-    requestId?: string | undefined;
-  }): Promise<{ stream: Stream | undefined } | Failure> {
+  async run(options: StartOptions): Promise<{ stream: Stream | undefined } | Failure> {
     const container = this.#container;
     const { signal } = this.#abort;
     container.starting = this.#abort;
@@ -107,7 +125,11 @@ class Attempt {
       sandbox = host ?? (await this.#newSandbox(plan));
       container.apply(
         { event: 'start', sandboxUid: sandbox.uid },
-        { startRequestId: options.requestId, bootId: sandbox.record.bootId },
+        {
+          startRequestId: options.requestId,
+          bootId: sandbox.record.bootId,
+          ...(options.byPolicy === true ? {} : { stoppedByHand: false, restartCount: 0, restartDelayMs: 0 }),
+        },
       );
       failpoint('start.recorded');
       if (host !== undefined) {
@@ -141,14 +163,18 @@ class Attempt {
       return { stream };
     } catch (error) {
       const known = KataError.from(error, 'start');
-      return this.#failed((await sandbox?.explain(known)) ?? known, sandbox, joined, plan);
+      return this.#failed((await sandbox?.explain(known)) ?? known, { sandbox, joined, plan }, options);
     } finally {
       container.starting = undefined;
       this.#engine.filling.end(container);
     }
   }
 
-  #failed(error: KataError, sandbox: Sandbox | undefined, joined: boolean, plan: ContainerPlan | undefined): Failure {
+  #failed(
+    error: KataError,
+    { sandbox, joined, plan }: { sandbox: Sandbox | undefined; joined: boolean; plan: ContainerPlan | undefined },
+    { byPolicy = false }: StartOptions,
+  ): Failure {
     const container = this.#container;
     const { filling } = this.#engine;
     if (container.state.status !== 'starting') {
@@ -163,10 +189,13 @@ class Attempt {
       cause: 'start-failed',
       evidence: error.evidence.join('\n'),
     };
+    const at = new Date().toISOString();
+    // Whoever asked for a start learns that it failed; a policy tries again.
+    const { restart, change } = byPolicy ? afterRun(container, exit, at) : { restart: undefined, change: {} };
     const unstored = this.#engine.announce(container, endOf(container, exit), (told) =>
       container.applyAnyway(
-        { event: 'start-failed', exit, error: error.message, at: new Date().toISOString() },
-        { startup: this.#phases.timings, ...told },
+        { event: 'start-failed', exit, error: error.message, at, restart },
+        { startup: this.#phases.timings, ...change, ...told },
       ),
     );
     if (unstored !== undefined) this.#engine.log(`container ${container.id}: ${unstored.message}`);
@@ -267,6 +296,7 @@ export async function stop(engine: Engine, container: Container, options: StopOp
 export async function finishStop(engine: Engine, container: Container, request: StopRequest): Promise<void> {
   const { graceSeconds, operation, signal } = request;
   const uid = await container.mutex.run(async () => {
+    staysStopped(engine, container);
     if (!container.isLive) return undefined;
     const paused = container.state.status === 'paused';
     const of = sandboxOf(container.state);
@@ -286,6 +316,23 @@ export async function finishStop(engine: Engine, container: Container, request: 
   else if (!(await container.within(graceSeconds * 1000, ended))) await forceExit(engine, container, ended);
   await container.settled;
 }
+
+/** No policy starts it again. */
+function staysStopped(engine: Engine, container: Container): void {
+  engine.restarts.cancel(container);
+  const { config, state, stoppedByHand } = container.record;
+  if (config.restart.name === 'no' || stoppedByHand) return;
+  container.update({ stoppedByHand: true, state: state.status === 'exited' ? withoutRestart(state) : state });
+}
+
+/** Its policy does not start it again any more; what ended stays as it is. */
+export function endRestarts(engine: Engine, container: Container): void {
+  engine.restarts.cancel(container);
+  const { state } = container;
+  if (state.status === 'exited' && state.restart !== undefined) container.update({ state: withoutRestart(state) });
+}
+
+const withoutRestart = ({ restart: _, ...exited }: Exited): Exited => exited;
 
 /** SIGKILL, then the machine's end when the guest does not report the exit. */
 async function forceExit(engine: Engine, container: Container, ended: (one: Container) => boolean): Promise<void> {
@@ -325,6 +372,9 @@ export async function kill(
   const signal = parseSignal(options.signal);
   const { requestId } = options;
   const uid = await container.mutex.run(async () => {
+    const waits = pendingRestart(container) !== undefined;
+    if (signal === SIGKILL || signal === container.record.stopSignal) staysStopped(engine, container);
+    if (waits) return undefined;
     const sandbox = engine.sandboxOf(container);
     if (signal === SIGKILL || signal === SIGCONT) await thawIfPaused(engine, container);
     const bounds = { timeoutMs: SIGNAL_TIMEOUT_MS, operation: requestId };
@@ -333,7 +383,8 @@ export async function kill(
     engine.emit('kill', container, { signal: String(signal) }, { key: requestId });
     return sandbox.uid;
   });
-  if (signal === SIGKILL) await forceExit(engine, container, (one) => one.isRemoved || sandboxOf(one.state) !== uid);
+  if (signal === SIGKILL && uid !== undefined)
+    await forceExit(engine, container, (one) => one.isRemoved || sandboxOf(one.state) !== uid);
   failpoint('kill.answer');
 }
 
@@ -353,9 +404,7 @@ export async function restart(
     await stop(engine, container, options);
     await start(engine, container, { requestId: options.requestId, resumed: false });
   } else if (container.record.events.some(({ action }) => action === 'restart')) return;
-  engine.announce(container, [['restart']], (told) =>
-    container.update({ restartCount: container.record.restartCount + 1, ...told }),
-  );
+  engine.announce(container, [['restart']], (told) => container.update(told));
 }
 
 /** CONFLICT when it runs and `force` is not given. A start under way is ended by `force`. */
@@ -364,11 +413,17 @@ export async function remove(
   container: Container,
   options: { force: boolean; volumes: boolean },
 ): Promise<void> {
-  if (container.isLive && !options.force)
-    throw new KataError('CONFLICT', `container ${container.record.name} is ${container.state.status}`, {
-      hint: 'stop it first, or remove it by force',
-    });
+  const waits = pendingRestart(container) !== undefined;
+  if ((container.isLive || waits) && !options.force)
+    throw new KataError(
+      'CONFLICT',
+      `container ${container.record.name} is ${waits ? 'restarting' : container.state.status}`,
+      {
+        hint: 'stop it first, or remove it by force',
+      },
+    );
   container.starting?.abort(new KataError('CANCELLED', 'the container is removed'));
+  engine.restarts.cancel(container);
   if (container.isLive) await removeLive(engine, container);
   failpoint('rm.stopped');
   await engine.discard(container, options.volumes);
@@ -379,6 +434,7 @@ async function removeLive(engine: Engine, container: Container): Promise<void> {
   // Behind a start that is being aborted the container is exited already.
   const uid = await container.mutex.run(async () => {
     if (!container.isLive) return undefined;
+    staysStopped(engine, container);
     await thawIfPaused(engine, container);
     return sandboxOf(container.state);
   });

@@ -8,7 +8,8 @@ import { findTool } from './assets.ts';
 import type { Container } from './container.ts';
 import type { Doors } from './doors.ts';
 import { type Engine, endOf } from './engine.ts';
-import { finishStop, stop } from './lifecycle.ts';
+import { finishStop, startAgain, stop } from './lifecycle.ts';
+import { afterRun, pendingRestart } from './restart.ts';
 
 const START_TIMEOUT_MS = 30_000;
 const UID = /^[0-9a-f]{12}$/;
@@ -24,6 +25,7 @@ export async function recover(engine: Engine, doors?: Doors): Promise<void> {
   await Promise.all(names.map((name) => guarded(engine, `sandbox ${name}`, () => recoverSandbox(engine, name, doors))));
   for (const container of engine.containers.all)
     await guarded(engine, `container ${container.id}`, () => recoverContainer(engine, container));
+  engine.restarts.begin((container) => startAgain(engine, container));
 }
 
 async function guarded(engine: Engine, what: string, work: () => Promise<void>): Promise<void> {
@@ -122,8 +124,9 @@ function failStart(engine: Engine, container: Container): void {
   });
   const exit = { code: error.exitCode, signal: 0, oomKilled: false, cause: 'start-failed', evidence: '' };
   const at = new Date().toISOString();
+  const { restart, change } = afterRun(container, exit, at);
   engine.announce(container, endOf(container, exit), (told) =>
-    container.apply({ event: 'start-failed', exit, error: error.message, at }, told),
+    container.apply({ event: 'start-failed', exit, error: error.message, at, restart }, { ...change, ...told }),
   );
 }
 
@@ -136,6 +139,23 @@ async function recoverContainer(engine: Engine, container: Container): Promise<v
   if (status === 'removing') await engine.discard(container, container.state.volumes);
   else if (status === 'exited' && container.record.config.autoRemove && !inSandbox)
     await engine.discard(container, true);
+  else await startsWithHost(engine, container);
+}
+
+/** What waits for its restart goes on waiting; `always` holds again, once the host was booted, for what somebody stopped before. */
+async function startsWithHost(engine: Engine, container: Container): Promise<void> {
+  const { config, bootId } = container.record;
+  const { state } = container;
+  if (state.status !== 'exited') return;
+  const booted = bootId !== undefined && bootId !== (await engine.services.host.bootId());
+  if (booted && config.restart.name === 'always' && pendingRestart(container) === undefined)
+    container.update({
+      stoppedByHand: false,
+      restartCount: 0,
+      restartDelayMs: 0,
+      state: { ...state, restart: { at: new Date().toISOString() } },
+    });
+  engine.restarts.schedule(container);
 }
 
 /** The run directory is gone, and so is the sandbox: the host was booted again, or somebody emptied the directory. */
@@ -151,7 +171,9 @@ async function losesSandbox(engine: Engine, container: Container): Promise<void>
     cause: container.record.bootId === (await engine.services.host.bootId()) ? 'keeper-died' : 'host-reboot',
     evidence: `no sandbox in ${engine.services.sandboxesDir}`,
   };
+  const at = new Date().toISOString();
+  const { restart, change } = afterRun(container, exit, at);
   engine.announce(container, endOf(container, exit), (told) =>
-    container.apply({ event: 'exit', exit, at: new Date().toISOString() }, told),
+    container.apply({ event: 'exit', exit, at, restart }, { ...change, ...told }),
   );
 }

@@ -55,7 +55,10 @@ export async function serve(options: ServeOptions): Promise<void> {
         failpoints: options.failpoints,
         registryConfig: options.registryConfig,
         // After the answer has left.
-        exit: () => setImmediate(() => server.close(() => options.exit(0)).closeIdleConnections()),
+        exit: () => {
+          engine?.restarts.end();
+          setImmediate(() => server.close(() => options.exit(0)).closeIdleConnections());
+        },
       }),
     },
     replays: new ReplayStore(join(paths.run, 'requests')),
@@ -105,7 +108,7 @@ function exitWhenIdle(server: Server, engine: Engine, options: ServeOptions): vo
   let idleSince = performance.now();
   const timer = setInterval(() => {
     server.getConnections((_, count) => {
-      if (count > 0 || engine.sandboxes.size > 0) idleSince = performance.now();
+      if (count > 0 || engine.sandboxes.size > 0 || engine.restarts.size > 0) idleSince = performance.now();
       else if (performance.now() - idleSince >= options.idleMinutes * 60_000) {
         clearInterval(timer);
         options.services.log(`idle for ${options.idleMinutes} minutes`);

@@ -2,6 +2,10 @@ import * as z from 'zod';
 import { CreateContainer, ExitInfo, PhaseTiming } from '../api/schemas.ts';
 import type { ImageConfig } from '../oci/index.ts';
 
+/** A start that the engine makes by itself. */
+const PendingRestart = z.object({ at: z.string() });
+export type PendingRestart = z.infer<typeof PendingRestart>;
+
 /** What survives the engine. Unknown members are dropped on reading: an older engine reads a newer file of the same version. */
 const Exited = z.object({
   status: z.literal('exited'),
@@ -9,6 +13,7 @@ const Exited = z.object({
   startedAt: z.string().optional(),
   finishedAt: z.string(),
   error: z.string().optional(),
+  restart: PendingRestart.optional(),
 });
 const live = { sandboxUid: z.string(), startedAt: z.string() };
 
@@ -83,7 +88,14 @@ export const ContainerRecord = z.object({
   state: ContainerStateSchema,
   /** Lines that the log of its processes lost so far. */
   droppedLines: z.number().default(0),
+  /** Since somebody started it. */
   restartCount: z.number().default(0),
+  /** The pause before the last one. */
+  restartDelayMs: z.number().default(0),
+  /** Somebody asked for the end of the last run: no policy starts it again before the host was booted again. */
+  stoppedByHand: z.boolean().default(false),
+  /** The end that the last restart came after. */
+  lastExit: ExitInfo.extend({ at: z.string() }).optional(),
   startup: z.array(PhaseTiming).optional(),
   /** The start that made the present run. */
   startRequestId: z.string().optional(),

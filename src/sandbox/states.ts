@@ -1,6 +1,6 @@
-import type { ContainerStatus, ExitInfo } from '../api/index.ts';
+import type { ExitInfo } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
-import type { StopRequest } from './records.ts';
+import type { PendingRestart, StopRequest } from './records.ts';
 
 /** A container's state owns what is true only in that state. Stored as it is in container.json. */
 export type ContainerState =
@@ -19,6 +19,8 @@ export interface Exited {
   startedAt?: string;
   finishedAt: string;
   error?: string;
+  /** Its policy starts it again. */
+  restart?: PendingRestart | undefined;
 }
 
 /** What happens to a container. */
@@ -26,14 +28,14 @@ export type ContainerEvent =
   | { event: 'start'; sandboxUid: string }
   | { event: 'started'; at: string }
   /** The start failed; `exit` is what `wait` answers. */
-  | { event: 'start-failed'; exit: ExitInfo; error: string; at: string }
+  | { event: 'start-failed'; exit: ExitInfo; error: string; at: string; restart?: PendingRestart | undefined }
   | { event: 'stop'; request: StopRequest }
   | { event: 'pause' }
   | { event: 'resume' }
-  | { event: 'exit'; exit: ExitInfo; at: string }
+  | { event: 'exit'; exit: ExitInfo; at: string; restart?: PendingRestart | undefined }
   | { event: 'remove'; force: boolean; volumes: boolean };
 
-type Status = ContainerStatus;
+type Status = ContainerState['status'];
 type EventName = ContainerEvent['event'];
 
 /** The one table: where each event leads from each state. What is not here is refused. */
@@ -62,7 +64,13 @@ export function nextContainerState(state: ContainerState, event: ContainerEvent)
     case 'started':
       return { status: 'running', sandboxUid: live.sandboxUid, startedAt: event.at };
     case 'start-failed':
-      return { status: 'exited', exit: event.exit, finishedAt: event.at, error: event.error };
+      return {
+        status: 'exited',
+        exit: event.exit,
+        finishedAt: event.at,
+        error: event.error,
+        ...(event.restart && { restart: event.restart }),
+      };
     case 'stop':
       return {
         status: 'stopping',
@@ -80,6 +88,7 @@ export function nextContainerState(state: ContainerState, event: ContainerEvent)
         exit: event.exit,
         ...(startedAt === undefined ? {} : { startedAt }),
         finishedAt: event.at,
+        ...(event.restart && { restart: event.restart }),
       };
     case 'remove': {
       const exit = 'exit' in state ? state.exit : undefined;

@@ -3,6 +3,7 @@ import type { Command } from '../command.ts';
 import { forEachName } from '../each.ts';
 import type { Flags } from '../flags.ts';
 import { REFUSED_UPDATE_FLAGS } from '../refused.ts';
+import { FLAG_RESTART, restartPolicy } from '../restart-policy.ts';
 
 export const command: Command = {
   name: 'update',
@@ -12,15 +13,20 @@ export const command: Command = {
     { long: 'cpus', kind: 'string', value: 'NUMBER', help: 'CPU limit; the number of vCPUs stays' },
     { long: 'memory', short: 'm', kind: 'string', value: 'SIZE', help: 'Memory limit' },
     { long: 'pids-limit', kind: 'string', value: 'N', help: 'Number of processes; -1 is unlimited' },
+    FLAG_RESTART,
   ],
   refused: REFUSED_UPDATE_FLAGS,
   minArguments: 1,
   completes: 'containers',
-  examples: ['kata update --memory 512m web'],
+  examples: ['kata update --memory 512m web', 'kata update --restart on-failure:3 web'],
   async run(context, flags) {
-    const body = limits(flags);
+    const restart = restartPolicy(flags);
+    const body = { ...limits(flags), ...(restart === undefined ? {} : { restart }) };
     if (Object.keys(body).length === 0)
-      throw new KataError('INVALID_ARGUMENT', 'you must provide one or more flags: --cpus, --memory, --pids-limit');
+      throw new KataError(
+        'INVALID_ARGUMENT',
+        'you must provide one or more flags: --cpus, --memory, --pids-limit, --restart',
+      );
     return forEachName(context, flags.args, async (name) => {
       await context.call('updateContainer', { path: { id: name }, body });
     });

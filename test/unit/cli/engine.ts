@@ -187,6 +187,7 @@ export function details(more: Partial<ContainerDetails> = {}): ContainerDetails 
       stdinOnce: false,
       labels: {},
       autoRemove: false,
+      restart: { name: 'no', maximumRetryCount: 0 },
       init: false,
       readOnly: false,
       capAdd: [],

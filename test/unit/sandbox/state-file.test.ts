@@ -81,6 +81,8 @@ const container: fc.Arbitrary<ContainerRecord> = fc.record({
   events: fc.array(fc.record({ at: text, action: text, attributes: labels }), { maxLength: 2 }),
   droppedLines: fc.nat(),
   restartCount: fc.nat(),
+  restartDelayMs: fc.nat(),
+  stoppedByHand: fc.boolean(),
 });
 
 test('a container that is written is read as it was', () => {

@@ -372,7 +372,13 @@ export const Credentials = z.union([
   z.strictObject({ username: text(1024), password: text(65536) }),
   z.strictObject({ identityToken: text(65536) }),
 ]);
-export const TransferBody = z.strictObject({ reference: text(1024), credentials: Credentials.optional() });
+/** Of the caller's environment: `https` is the proxy's address, `except` the names that are reached without it (NO_PROXY). */
+export const ProxyServer = z.strictObject({ https: text(2048), except: text(8192).optional() });
+export const TransferBody = z.strictObject({
+  reference: text(1024),
+  credentials: Credentials.optional(),
+  proxy: ProxyServer.optional(),
+});
 const layerLine = {
   type: z.literal('layer'),
   /** Of the blob as the registry has it. */
@@ -409,7 +415,11 @@ export const PushLine = z.discriminatedUnion('type', [
   failedLine,
 ]);
 export const TagBody = z.strictObject({ source: text(1024), target: text(1024) });
-export const LoginBody = z.strictObject({ registry: text(256), credentials: Credentials });
+export const LoginBody = z.strictObject({
+  registry: text(256),
+  credentials: Credentials,
+  proxy: ProxyServer.optional(),
+});
 export const PruneImagesBody = z.strictObject({
   /** False: those without a name only. */
   all: z.boolean().default(false),

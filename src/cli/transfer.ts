@@ -1,6 +1,13 @@
 import type { PullLine, PushLine } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
-import { canonicalName, DockerConfig, familiarName, parseReference, type Reference } from '../registry/index.ts';
+import {
+  canonicalName,
+  DockerConfig,
+  familiarName,
+  parseReference,
+  proxyOf,
+  type Reference,
+} from '../registry/index.ts';
 import type { Context } from './context.ts';
 import { silentView, transferView, WORDS } from './transfer-view.ts';
 
@@ -48,7 +55,12 @@ async function transfer<V extends 'pull' | 'push'>(
   { quiet, output, signal }: TransferOptions,
 ): Promise<Done<V extends 'pull' ? PullLine : PushLine>> {
   const credentials = await new DockerConfig(context.env).find(reference.domain);
-  const body = { reference: canonicalName(reference), ...(credentials === undefined ? {} : { credentials }) };
+  const proxy = proxyOf(context.env);
+  const body = {
+    reference: canonicalName(reference),
+    ...(credentials === undefined ? {} : { credentials }),
+    ...(proxy === undefined ? {} : { proxy }),
+  };
   const view = quiet ? silentView : transferView(process[output], WORDS[verb]);
   try {
     for (let attempt = 1; ; attempt += 1)

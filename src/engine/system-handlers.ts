@@ -140,7 +140,8 @@ function registryHandlers(transfers: Transfers): Handlers {
     pullImage: ({ body, signal }) => transfers.pull(body, signal),
     pushImage: ({ body, signal }) => transfers.push(body, signal),
     checkLogin: async ({ body, signal }) => {
-      await transfers.login(body.registry, body.credentials, signal);
+      const { registry, ...login } = body;
+      await transfers.login(registry, login, signal);
       return {};
     },
   };

@@ -4,7 +4,7 @@ import type { Credentials, PullLine, PushLine } from '../api/index.ts';
 import { inParallel, KataError } from '../base/index.ts';
 import type { ExportedImage, LayerProgress, PullResult, RemoteImage } from '../image/index.ts';
 import { canonicalName, type Descriptor, familiarName, parseReference, type Reference } from '../oci/index.ts';
-import { type Document, Hosts, Repository } from '../registry/index.ts';
+import { type Document, Hosts, type ProxyServer, Repository } from '../registry/index.ts';
 import type { Engine } from './engine.ts';
 import { Lines } from './lines.ts';
 
@@ -14,6 +14,7 @@ const READ_BYTES = 2 ** 20;
 export interface TransferRequest {
   reference: string;
   credentials?: Credentials | undefined;
+  proxy?: ProxyServer | undefined;
 }
 
 interface RunningPull {
@@ -23,7 +24,7 @@ interface RunningPull {
 }
 
 /**
- * Images on their way between registries and the store. Callers that ask for the same thing with the same credentials watch
+ * Images on their way between registries and the store. Callers that ask for the same thing with the same credentials and proxy watch
  * one pull, which ends with the last of them; what it fetched stays for the next. Credentials are in memory only, for as long
  * as the transfer takes.
  */
@@ -68,8 +69,12 @@ export class Transfers {
   }
 
   /** Whether a registry takes the credentials. */
-  async login(domain: string, credentials: Credentials, signal: AbortSignal): Promise<void> {
-    const repository = new Repository({ domain, path: '' }, { hosts: this.#hosts, credentials });
+  async login(
+    domain: string,
+    login: Pick<TransferRequest, 'credentials' | 'proxy'>,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const repository = new Repository({ domain, path: '' }, { hosts: this.#hosts, ...login });
     try {
       await repository.ping(signal);
     } finally {
@@ -96,7 +101,8 @@ export class Transfers {
     signal: AbortSignal,
   ): Promise<PullLine> {
     const reference = parseReference(request.reference);
-    const repository = new Repository(reference, { hosts: this.#hosts, credentials: request.credentials });
+    const { credentials, proxy } = request;
+    const repository = new Repository(reference, { hosts: this.#hosts, credentials, proxy });
     try {
       const top = await repository.resolve(reference.digest ?? reference.tag ?? '', signal);
       const remote = remoteImage(reference, repository, top, signal);
@@ -114,7 +120,8 @@ export class Transfers {
     const { tag } = reference;
     if (tag === undefined || reference.digest !== undefined)
       throw new KataError('INVALID_ARGUMENT', 'a push needs a name with a tag, not a digest', { phase: 'registry' });
-    const repository = new Repository(reference, { hosts: this.#hosts, credentials: request.credentials });
+    const { credentials, proxy } = request;
+    const repository = new Repository(reference, { hosts: this.#hosts, credentials, proxy });
     try {
       return await this.#engine.images.export(canonicalName(reference), async (image) => {
         await pushBlobs(repository, image, image.blobs, { lines, signal, reference });
@@ -132,9 +139,9 @@ export class Transfers {
 }
 
 /** Callers with other credentials have a pull of their own: what one may see is not for the other to watch. */
-const keyOf = ({ reference, credentials }: TransferRequest): string =>
+const keyOf = ({ reference, credentials, proxy }: TransferRequest): string =>
   createHash('sha256')
-    .update(JSON.stringify([canonicalName(parseReference(reference)), credentials]))
+    .update(JSON.stringify([canonicalName(parseReference(reference)), credentials, proxy]))
     .digest('hex');
 
 function remoteImage(reference: Reference, repository: Repository, top: Document, signal: AbortSignal): RemoteImage {

@@ -60,7 +60,15 @@ export function connectionError(error: unknown, host: string): KataError {
 export function isTransient(error: unknown): boolean {
   if (!(error instanceof KataError) || error.code !== 'REGISTRY_UNREACHABLE') return false;
   const { code = '' } = (error.cause ?? {}) as NodeJS.ErrnoException;
-  return !['ENOTFOUND', 'EAI_AGAIN', 'ECONNREFUSED', 'ENETUNREACH', 'EHOSTUNREACH', 'EACCES'].includes(code);
+  return ![
+    'ENOTFOUND',
+    'EAI_AGAIN',
+    'ECONNREFUSED',
+    'ENETUNREACH',
+    'EHOSTUNREACH',
+    'EACCES',
+    'ERR_PROXY_TUNNEL',
+  ].includes(code);
 }
 
 /** The registry's own words, bounded and without control characters. */

@@ -4,6 +4,7 @@ import { KataError } from '../base/index.ts';
 import { cancelled, connectionError, misbehaves, unreachable } from './errors.ts';
 import type { TlsFiles } from './hosts.ts';
 import { MAX_REDIRECTS, type Patience } from './limits.ts';
+import { type ProxyServer, proxyEnv } from './proxy.ts';
 
 export interface Exchange {
   method: 'GET' | 'HEAD' | 'POST' | 'PUT';
@@ -37,11 +38,14 @@ const sameOrigin = (a: URL, b: URL): boolean => a.origin === b.origin;
 export class HttpClient {
   readonly #patience: Patience;
   readonly #tls: (host: string) => TlsFiles;
+  readonly #proxy: ProxyServer | undefined;
   readonly #agents = new Map<string, http.Agent>();
 
-  constructor(patience: Patience, tls: (host: string) => TlsFiles) {
+  /** Throws INVALID_ARGUMENT for a proxy that cannot be one. */
+  constructor(patience: Patience, tls: (host: string) => TlsFiles, proxy?: ProxyServer) {
     this.#patience = patience;
     this.#tls = tls;
+    this.#proxy = proxy;
   }
 
   close(): void {
@@ -127,7 +131,7 @@ export class HttpClient {
     if (known !== undefined) return known;
     const agent =
       url.protocol === 'https:'
-        ? new https.Agent({ keepAlive: true, ...this.#tls(url.host) })
+        ? new https.Agent({ keepAlive: true, ...this.#tls(url.host), ...proxyEnv(this.#proxy, isLoopback(url)) })
         : new http.Agent({ keepAlive: true });
     this.#agents.set(url.origin, agent);
     return agent;

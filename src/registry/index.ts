@@ -4,4 +4,5 @@ export type { Credentials } from './auth.ts';
 export type { Document } from './client.ts';
 export { DockerConfig, type Login } from './docker-config.ts';
 export { Hosts } from './hosts.ts';
+export { type ProxyServer, proxyOf } from './proxy.ts';
 export { Repository } from './repository.ts';

@@ -7,11 +7,14 @@ import { cancelled, isTransient } from './errors.ts';
 import type { Hosts } from './hosts.ts';
 import { HttpClient } from './http.ts';
 import { PATIENCE, type Patience } from './limits.ts';
+import type { ProxyServer } from './proxy.ts';
 
 export interface RepositoryOptions {
   hosts: Hosts;
   /** For the registry itself; mirrors get none. */
   credentials?: Credentials | undefined;
+  /** For all of them. */
+  proxy?: ProxyServer | undefined;
   patience?: Patience;
 }
 
@@ -26,11 +29,11 @@ export class Repository {
   readonly #attempts: number;
 
   constructor({ domain, path }: Pick<Reference, 'domain' | 'path'>, options: RepositoryOptions) {
-    const { hosts, credentials, patience = PATIENCE } = options;
+    const { hosts, credentials, proxy, patience = PATIENCE } = options;
     this.name = `${domain}/${path}`;
     this.#path = path;
     this.#attempts = patience.attempts;
-    this.#http = new HttpClient(patience, (host) => hosts.tlsOf(host));
+    this.#http = new HttpClient(patience, (host) => hosts.tlsOf(host), proxy);
     const { mirrors, server, guessScheme } = hosts.configOf(domain);
     const common = { http: this.#http, patience };
     this.#own = new Endpoint({ ...common, base: server, guessScheme, credentials, mirrorOf: undefined });

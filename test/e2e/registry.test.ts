@@ -6,7 +6,7 @@ import { after, before, test } from 'node:test';
 import { zstdCompressSync } from 'node:zlib';
 import { ASSETS, kill9, REPO, TestEnv, until } from '../support/env.ts';
 import { digest, layoutFiles, sha256, type TestImage, tar, writeFiles } from '../support/images.ts';
-import { ask, PASSWORD, Registry, USER } from '../support/registry.ts';
+import { ask, ConnectProxy, PASSWORD, Registry, USER } from '../support/registry.ts';
 import { Terminal } from '../support/terminal.ts';
 
 // `kata pull`, `push`, `login` and `run` with Debian's docker-registry behind TLS and a password.
@@ -238,6 +238,37 @@ test('what a registry lists as referring to an image is kept, and goes along to 
     `${signature}`,
   );
   await whole();
+});
+
+test('a registry behind a proxy is reached through it, with its password, and not when NO_PROXY names it', async (t) => {
+  const proxy = await ConnectProxy.start(() => registry.wire.port);
+  t.after(() => proxy.close());
+  registry.trusted(certs, { host: 'registry.test' });
+  const HTTPS_PROXY = `http://who:secret@127.0.0.1:${proxy.port}`;
+  const through = { env: { HTTPS_PROXY } };
+  const name = 'registry.test/team/proxied:1';
+  await env.ok(['login', '-u', USER, '--password-stdin', 'registry.test'], { ...through, stdin: PASSWORD });
+  const local = await publish('team/proxied:1', { layers: [tar([{ name: 'hello', data: 'by proxy' }])] });
+  await env.ok(['pull', local]);
+  await env.ok(['tag', local, 'registry.test/team/again:1']);
+  assert.equal(proxy.asked.length > 0, true);
+  await env.ok(['push', 'registry.test/team/again:1'], through);
+  await env.ok(['rmi', local, 'registry.test/team/again:1']);
+  await env.ok(['pull', name], through);
+  const authorization = `Basic ${Buffer.from('who:secret').toString('base64')}`;
+  for (const one of proxy.asked) assert.deepEqual(one, { target: 'registry.test:443', authorization });
+
+  const before = proxy.asked.length;
+  const around = { env: { HTTPS_PROXY, NO_PROXY: '.test' } };
+  assert.match(await failure(['pull', name], around), /code: REGISTRY_UNREACHABLE/);
+  await env.ok(['pull', local], through);
+  assert.equal(proxy.asked.length, before);
+  const bad = await failure(['pull', name], { env: { HTTPS_PROXY: 'gopher://who:secret@127.0.0.1' } });
+  assert.match(bad, /HTTPS_PROXY is not the address of a proxy/);
+  proxy.close();
+  const closed = await failure(['pull', name], through);
+  assert.match(closed, /code: REGISTRY_UNREACHABLE/);
+  for (const text of [bad, closed]) assert.ok(!text.includes('secret'), text);
 });
 
 test('two pulls at once of one image, and of two with a common layer, fetch it once', async () => {

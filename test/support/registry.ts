@@ -2,9 +2,11 @@ import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { createPrivateKey, createSign, randomBytes, X509Certificate } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { createServer as createHttp } from 'node:http';
 import { createServer as createHttps, request } from 'node:https';
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
+import type { Duplex } from 'node:stream';
 import { until } from './env.ts';
 
 export const USER = 'me';
@@ -13,7 +15,7 @@ export const PASSWORD = 'testpass';
 const HTPASSWD = `${USER}:$2y$05$abcdefghijklmnopqrstuuY2rr7L.d/LF6rPH7pelavN71FckQOVO\n`;
 const RATE_INTERVAL_MS = 20;
 
-/** An authority and a certificate of 127.0.0.1 that it signed, in `dir`: ca.crt, server.crt, server.key. */
+/** An authority and a certificate of 127.0.0.1 and registry.test that it signed, in `dir`: ca.crt, server.crt, server.key. */
 export function makeCertificates(dir: string): void {
   const openssl = (...args: string[]): void => {
     const made = spawnSync('openssl', args, { cwd: dir, encoding: 'utf8' });
@@ -21,7 +23,7 @@ export function makeCertificates(dir: string): void {
   };
   const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '2'];
   openssl('req', '-x509', ...key, '-keyout', 'ca.key', '-out', 'ca.crt', '-subj', '/CN=test authority');
-  const names = ['-subj', '/CN=127.0.0.1', '-addext', 'subjectAltName=IP:127.0.0.1,DNS:localhost'];
+  const names = ['-subj', '/CN=127.0.0.1', '-addext', 'subjectAltName=IP:127.0.0.1,DNS:localhost,DNS:registry.test'];
   openssl(
     'req',
     '-x509',
@@ -211,6 +213,40 @@ export class Wire {
 const pause = (ms: number): Promise<void> => new Promise((done) => setTimeout(done, ms));
 
 /** Gives tokens as docker-registry's documentation has them, to USER with PASSWORD. */
+/** A proxy that leads every connection to one port of this host and keeps what it was asked for. */
+export class ConnectProxy {
+  readonly asked: { target: string; authorization: string | undefined }[] = [];
+  readonly #server = createHttp((_, response) => response.writeHead(405).end());
+  readonly #sockets = new Set<Duplex>();
+
+  static async start(port: () => number): Promise<ConnectProxy> {
+    const proxy = new ConnectProxy();
+    proxy.#server.on('connect', (request, client) => {
+      const { url = '', headers } = request;
+      proxy.asked.push({ target: url, authorization: headers['proxy-authorization'] });
+      const server = connect(port(), '127.0.0.1', () => client.write('HTTP/1.1 200 OK\r\n\r\n'));
+      for (const [from, to] of [
+        [client, server],
+        [server, client],
+      ] as const) {
+        proxy.#sockets.add(from);
+        from.on('error', () => to.destroy()).pipe(to);
+      }
+    });
+    await once(proxy.#server.listen(0, '127.0.0.1'), 'listening');
+    return proxy;
+  }
+
+  get port(): number {
+    return (this.#server.address() as AddressInfo).port;
+  }
+
+  close(): void {
+    for (const socket of this.#sockets) socket.destroy();
+    this.#server.close();
+  }
+}
+
 class TokenServer {
   readonly #server: ReturnType<typeof createHttps>;
   issued = 0;

@@ -26,8 +26,11 @@ export const command: Command = {
     const registry = registryOf(flags.args[0]);
     await context.ensureSetup(['base']);
     const login = await readLogin(flags);
-    await context.call('checkLogin', { body: { registry, credentials: login } });
-    const { DockerConfig } = await import('../../registry/index.ts');
+    const { DockerConfig, proxyOf } = await import('../../registry/index.ts');
+    const proxy = proxyOf(context.env);
+    await context.call('checkLogin', {
+      body: { registry, credentials: login, ...(proxy === undefined ? {} : { proxy }) },
+    });
     const { path } = await new DockerConfig(context.env).store(registry, login);
     if (path !== undefined)
       await context.err(

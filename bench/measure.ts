@@ -2,7 +2,7 @@ import { execFileSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { cpus, release, totalmem } from 'node:os';
-import { FRAME, FrameDecoder, frame } from '../src/cli/frames.ts';
+import { FRAME, FrameDecoder, frame } from '../src/api/frames.ts';
 
 /** Raw samples of one figure, in the unit that the name of the figure says. */
 export interface Figure {

@@ -35,6 +35,43 @@ export const RestartPolicy = z.strictObject({
   maximumRetryCount: z.number().int().min(0).default(0),
 });
 
+/** Times in milliseconds. What is absent comes from the image; 0 is docker's default. */
+export const HealthCheckSpec = z.strictObject({
+  /** ["NONE"], ["CMD", ARG, …] or ["CMD-SHELL", TEXT]. */
+  test: z.array(text(131072)).min(1).max(1000).optional(),
+  intervalMs: z.number().int().min(0).optional(),
+  timeoutMs: z.number().int().min(0).optional(),
+  retries: z.number().int().min(0).optional(),
+  startPeriodMs: z.number().int().min(0).optional(),
+  startIntervalMs: z.number().int().min(0).optional(),
+});
+/** Of a container: nothing is absent. */
+export const HealthCheckBody = z.strictObject({
+  args: z.array(z.string()),
+  intervalMs: z.number(),
+  timeoutMs: z.number(),
+  retries: z.number(),
+  startPeriodMs: z.number(),
+  startIntervalMs: z.number(),
+});
+export const HealthStatus = z.enum(['starting', 'healthy', 'unhealthy']);
+export const HealthBody = z.strictObject({
+  status: HealthStatus,
+  /** Failures one after the other. */
+  failingStreak: z.number().int(),
+  /** The last five answers. */
+  log: z.array(
+    z.strictObject({
+      start: z.string(),
+      end: z.string(),
+      /** -1: there was no answer. */
+      exitCode: z.number().int(),
+      /** The first 4096 bytes. */
+      output: z.string(),
+    }),
+  ),
+});
+
 export const CreateContainer = z.strictObject({
   image: text(1024),
   name: Name.optional(),
@@ -60,6 +97,7 @@ export const CreateContainer = z.strictObject({
   stopTimeoutSeconds: z.number().int().min(-1).optional(),
   autoRemove: z.boolean().default(false),
   restart: RestartPolicy.default({ name: 'no', maximumRetryCount: 0 }),
+  health: HealthCheckSpec.optional(),
   init: z.boolean().default(false),
   readOnly: z.boolean().default(false),
   capAdd: z.array(text(64)).max(64).default([]),
@@ -151,11 +189,14 @@ export const ContainerSummary = z.strictObject({
   createdAt: z.string(),
   startedAt: z.string().optional(),
   finishedAt: z.string().optional(),
+  /** Absent: nobody asks. */
+  health: HealthStatus.optional(),
   labels: z.record(z.string(), z.string()),
   sandboxUid: z.string().optional(),
 });
 
 export const ContainerDetails = ContainerSummary.extend({
+  healthDetails: HealthBody.extend({ check: HealthCheckBody }).optional(),
   config: CreateContainer,
   process: z.strictObject({
     args: z.array(z.string()),
@@ -285,8 +326,8 @@ export const LogsQuery = z.strictObject({
   follow: flag,
 });
 export const WaitQuery = z.strictObject({
-  /** not-running: at once when it does not run; next-exit: the next exit from now on; removed: gone. */
-  condition: z.enum(['not-running', 'next-exit', 'removed']).default('not-running'),
+  /** not-running: at once when it does not run; next-exit: the next exit from now on; removed: gone; healthy: its health check says so. */
+  condition: z.enum(['not-running', 'next-exit', 'removed', 'healthy']).default('not-running'),
 });
 
 export const Empty = z.strictObject({});
@@ -448,6 +489,7 @@ export const ShutdownBody = z.strictObject({
 export const FailpointsAnswer = z.strictObject({ names: z.array(z.string()), armed: z.array(z.string()) });
 export const ArmFailpoint = z.strictObject({ name: text(128), action: z.enum(['kill', 'error', 'pause', 'off']) });
 
+export type HealthBody = z.infer<typeof HealthBody>;
 export type CreateContainer = z.infer<typeof CreateContainer>;
 export type CreateContainerInput = z.input<typeof CreateContainer>;
 export type CreateExec = z.infer<typeof CreateExec>;

@@ -63,7 +63,7 @@ export function statusText(container: ContainerSummary, nowMs: number): string {
   const since = (iso: string | undefined) => humanDuration(nowMs - Date.parse(iso ?? ''));
   switch (container.status) {
     case 'running':
-      return `Up ${since(container.startedAt)}`;
+      return `Up ${since(container.startedAt)}${healthText(container)}`;
     case 'paused':
       return `Up ${since(container.startedAt)} (Paused)`;
     case 'stopping':
@@ -80,6 +80,9 @@ export function statusText(container: ContainerSummary, nowMs: number): string {
     }
   }
 }
+
+const healthText = ({ health }: ContainerSummary): string =>
+  health === undefined ? '' : health === 'starting' ? ' (health: starting)' : ` (${health})`;
 
 /** Decimal units with three significant digits, as docker shows sizes: 7834567 is "7.83MB". */
 export function humanSize(bytes: number): string {

@@ -3,6 +3,7 @@ import type { CreateContainerInput } from '../api/index.ts';
 import { KataError, NAME_PATTERN, parseBytes } from '../base/index.ts';
 import type { FlagSpec } from './command.ts';
 import { type Flags, UsageError } from './flags.ts';
+import { HEALTH_FLAGS, healthCheck } from './health-options.ts';
 import { readEnvironment, readLabels } from './key-values.ts';
 import { parseMounts } from './mounts.ts';
 import { checkPlatform, FLAG_PLATFORM } from './platform.ts';
@@ -91,7 +92,7 @@ export const CREATE_FLAGS: readonly FlagSpec[] = [
   }),
   FLAG_RESTART,
   FLAG_PLATFORM,
-  bool('no-healthcheck', 'Accepted: health checks are never run'),
+  ...HEALTH_FLAGS,
   bool('quiet', 'Do not show a pull', { short: 'q' }),
 ];
 
@@ -171,6 +172,7 @@ export function createRequest(
     rootfs: rootfs(flags),
     ...choices(flags),
     ...restart(flags),
+    ...healthCheck(flags),
     ...strings(flags),
     ...numbers(flags),
     ...command(flags.string('entrypoint'), args),

@@ -76,6 +76,33 @@ function state(details: ContainerDetails): Struct {
     Error: details.error ?? '',
     StartedAt: details.startedAt ?? ZERO_TIME,
     FinishedAt: details.finishedAt ?? ZERO_TIME,
+    ...(details.healthDetails === undefined ? {} : { Health: health(details.healthDetails) }),
+  };
+}
+
+function health({ status, failingStreak, log }: NonNullable<ContainerDetails['healthDetails']>): Struct {
+  return {
+    Status: status,
+    FailingStreak: failingStreak,
+    Log: log.map(({ start, end, exitCode, output }) => ({
+      Start: start,
+      End: end,
+      ExitCode: exitCode,
+      Output: output,
+    })),
+  };
+}
+
+/** Times in nanoseconds, as docker's. */
+function healthCheck({ check }: NonNullable<ContainerDetails['healthDetails']>): Struct {
+  const nanos = (ms: number): number => ms * 1e6;
+  return {
+    Test: ['CMD', ...check.args],
+    Interval: nanos(check.intervalMs),
+    Timeout: nanos(check.timeoutMs),
+    StartPeriod: nanos(check.startPeriodMs),
+    StartInterval: nanos(check.startIntervalMs),
+    Retries: check.retries,
   };
 }
 
@@ -105,7 +132,7 @@ function hostConfig({ config, mounts, rootfs }: ContainerDetails): Struct {
   };
 }
 
-function config({ config, effective, image, id, labels }: ContainerDetails): Struct {
+function config({ config, effective, image, id, labels, healthDetails }: ContainerDetails): Struct {
   const orNull = (values: readonly string[]): Value => (values.length === 0 ? null : strings(values));
   return {
     Hostname: config.hostname ?? id.slice(0, 12),
@@ -129,6 +156,7 @@ function config({ config, effective, image, id, labels }: ContainerDetails): Str
     Labels: map(labels),
     StopSignal: effective.stopSignal,
     StopTimeout: config.stopTimeoutSeconds ?? null,
+    ...(healthDetails === undefined ? {} : { Healthcheck: healthCheck(healthDetails) }),
   };
 }
 

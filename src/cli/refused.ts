@@ -29,11 +29,6 @@ export const REFUSED_RUN_FLAGS: Readonly<Record<string, RefusedFlag>> = {
     'device device-cgroup-rule gpus device-read-bps device-read-iops device-write-bps device-write-iops blkio-weight blkio-weight-device',
   ),
   ...none(
-    'health checks are not run',
-    'health-cmd health-interval health-retries health-start-interval health-start-period health-timeout',
-    'check from outside with `kata exec`',
-  ),
-  ...none(
     'each virtual machine has its own kernel and namespaces',
     'ipc pid uts userns cgroupns cgroup-parent',
     'join another sandbox with --sandbox',

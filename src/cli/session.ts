@@ -1,9 +1,9 @@
+import { resizeFrame, signalFrame } from '../api/frames.ts';
 import type { ExitInfo, StreamAnswer } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
 import { type Context, EXIT_SIGPIPE } from './context.ts';
 import { escapeControls } from './escape.ts';
 import { UsageError } from './flags.ts';
-import { resizeFrame, signalFrame } from './frames.ts';
 import { PROXIED_SIGNALS, signalNumber } from './signals.ts';
 import { StreamClient, type StreamEnd, type StreamExit } from './stream.ts';
 import { outputTerminal, rawMode, terminalSize } from './terminal.ts';

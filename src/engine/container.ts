@@ -1,4 +1,5 @@
 import { join } from 'node:path';
+import type { HealthBody } from '../api/index.ts';
 import { KataError, Mutex } from '../base/index.ts';
 import {
   type ContainerEvent,
@@ -20,6 +21,8 @@ export class Container {
   /** Ends a start that is under way. */
   starting: AbortController | undefined;
   isRemoved = false;
+  /** What was answered last to the question for its health; absent: nobody asks. */
+  health: HealthBody | undefined;
   readonly #file: StateFile<ContainerRecord>;
   readonly #listeners = new Set<Listener>();
   #record: ContainerRecord;
@@ -28,6 +31,7 @@ export class Container {
     this.dir = join(containersDir, record.id);
     this.#file = Container.file(containersDir, record.id);
     this.#record = record;
+    this.health = record.health;
   }
 
   static file(containersDir: string, id: string): StateFile<ContainerRecord> {
@@ -74,7 +78,8 @@ export class Container {
   /** It runs. Its volumes are never filled again: what they hold from now on is the container's. */
   applyStarted(change: Partial<ContainerRecord> = {}): void {
     const mounts = this.#record.mounts.map((mount) => ({ ...mount, copyUp: false }));
-    this.apply({ event: 'started', at: new Date().toISOString() }, { ...change, mounts });
+    this.health = change.health;
+    this.apply({ event: 'started', at: new Date().toISOString() }, { ...change, mounts, health: change.health });
   }
 
   /**

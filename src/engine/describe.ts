@@ -8,6 +8,7 @@ import { exitOf, type Sandbox, sandboxOf } from '../sandbox/index.ts';
 import type { Container } from './container.ts';
 import type { CorruptContainer } from './container-set.ts';
 import type { Engine } from './engine.ts';
+import { checkOf } from './health.ts';
 import { pendingRestart } from './restart.ts';
 
 export function summaryOf(container: Container): ContainerSummary {
@@ -25,6 +26,7 @@ export function summaryOf(container: Container): ContainerSummary {
     createdAt: record.createdAt,
     ...('startedAt' in state && state.startedAt !== undefined ? { startedAt: state.startedAt } : {}),
     ...('finishedAt' in state ? { finishedAt: state.finishedAt } : {}),
+    ...(container.health === undefined ? {} : { health: container.health.status }),
     labels: record.labels,
     ...(uid === undefined ? {} : { sandboxUid: uid }),
   };
@@ -47,8 +49,10 @@ export async function detailsOf(engine: Engine, container: Container): Promise<C
   const { record, state } = container;
   const sandbox = engine.sandboxes.get(sandboxOf(state) ?? '');
   const error = 'error' in state ? state.error : undefined;
+  const check = checkOf(container);
   return {
     ...summaryOf(container),
+    ...(container.health && check && { healthDetails: { ...container.health, check } }),
     config: record.config,
     process: record.process,
     effective: effectiveConfig(record.imageConfig, {

@@ -5,8 +5,10 @@ import { join } from 'node:path';
 import type { CreateContainer } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
 import type { ImageStore, ResolvedImage } from '../image/index.ts';
+import type { Process } from '../oci/index.ts';
 import type { Assets, ContainerPlan, OomEntry, ProcessEnd, Sandbox, SandboxServices } from '../sandbox/index.ts';
 import { exitOf, failpoint, heldBy, sandboxOf } from '../sandbox/index.ts';
+import { guestRootfs } from '../storage/index.ts';
 import { type AssetWish, findTool } from './assets.ts';
 import type { Container } from './container.ts';
 import { ContainerSet, type CorruptContainer } from './container-set.ts';
@@ -14,7 +16,8 @@ import { createContainer } from './create.ts';
 import { EventFile } from './event-file.ts';
 import { Events } from './events.ts';
 import { Filling } from './filling.ts';
-import { planOf } from './plan.ts';
+import { HealthChecks } from './health.ts';
+import { planOf, specOf } from './plan.ts';
 import { afterRun, Restarts } from './restart.ts';
 import { Volumes } from './volumes.ts';
 
@@ -55,6 +58,7 @@ export class Engine {
   readonly filling: Filling;
   readonly events: Events;
   readonly restarts = new Restarts();
+  readonly healthChecks = new HealthChecks(this);
   readonly sandboxes = new Map<string, Sandbox>();
   readonly startedAt = new Date().toISOString();
   readonly findAssets: EngineOptions['findAssets'];
@@ -145,6 +149,11 @@ export class Engine {
 
   planOf(container: Container): ContainerPlan {
     return planOf(container, this.filling.of(container));
+  }
+
+  /** What an exec of the container inherits. */
+  processOf(container: Container): Process {
+    return specOf(container.record, guestRootfs(container.id), []).process;
   }
 
   /** The sandbox of a container that is in one. NOT_RUNNING. */

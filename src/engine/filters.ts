@@ -23,6 +23,7 @@ const CONTAINER: Record<string, Test<Container>> = {
   },
   label: (value) => (one) => labelMatches(one.record.labels, value),
   status: (value) => (one) => summaryOf(one).status === value,
+  health: (value) => (one) => (one.health?.status ?? 'none') === value,
   ancestor: (value) => (one) =>
     [one.record.config.image, one.record.config.image.replace(/:latest$/, ''), one.record.imageId].includes(value) ||
     (/^[0-9a-f]{6,64}$/.test(value) && one.record.imageId.replace('sha256:', '').startsWith(value)),

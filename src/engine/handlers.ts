@@ -4,13 +4,12 @@ import type { Call, Handlers } from '../api/server.ts';
 import { KataError } from '../base/index.ts';
 import { buildExecProcess } from '../oci/index.ts';
 import { failpoint, machineSize, needsSharing } from '../sandbox/index.ts';
-import { guestRootfs } from '../storage/index.ts';
 import { Container } from './container.ts';
 import { corruptSummary, detailsOf, droppedLines, logFiles, statsOf, summaryOf } from './describe.ts';
 import type { Engine } from './engine.ts';
 import { containerFilter } from './filters.ts';
+import { checkOf } from './health.ts';
 import * as lifecycle from './lifecycle.ts';
-import { specOf } from './plan.ts';
 import { pendingRestart } from './restart.ts';
 import { findLogs, setAgentLogLevel } from './sandbox-logs.ts';
 
@@ -191,6 +190,7 @@ async function waitFor(
 ): Promise<{ exit?: ReturnType<typeof summaryOf>['exit']; error?: string }> {
   const { condition } = query;
   if (condition === 'removed') await container.when((one) => one.isRemoved, signal);
+  else if (condition === 'healthy') await becomesHealthy(container, signal);
   else if (condition === 'not-running') await container.when((one) => one.isRemoved || !one.isLive, signal);
   else {
     let wasLive = container.isLive;
@@ -203,6 +203,18 @@ async function waitFor(
   const { exit } = summaryOf(container);
   const error = 'error' in container.state ? container.state.error : undefined;
   return { ...(exit === undefined ? {} : { exit }), ...(error === undefined ? {} : { error }) };
+}
+
+async function becomesHealthy(container: Container, signal: AbortSignal): Promise<void> {
+  const { name } = container.record;
+  if (checkOf(container) === undefined)
+    throw new KataError('INVALID_ARGUMENT', `container ${name} has no health check`, {
+      hint: 'give it one: --health-cmd',
+    });
+  const isWell = (one: Container): boolean => one.isLive && one.health?.status === 'healthy';
+  await container.when((one) => one.isRemoved || !one.isLive || isWell(one), signal);
+  if (!isWell(container))
+    throw new KataError('NOT_RUNNING', `container ${name} does not run (${summaryOf(container).status})`);
 }
 
 async function exec(engine: Engine, container: Container, call: Call<'createExec'>): Promise<StreamAnswer> {
@@ -224,7 +236,7 @@ async function exec(engine: Engine, container: Container, call: Call<'createExec
   let stream: { token: string; socket: string } | undefined;
   if (known) stream = body.attach ? await openStream(engine, container, execId, wish) : undefined;
   else {
-    const { process } = specOf(container.record, guestRootfs(container.id), []);
+    const process = engine.processOf(container);
     engine.emit('exec_create', container, { execID: execId, command: body.args.join(' ') }, { key: execId });
     stream = await sandbox.exec(
       {

@@ -24,6 +24,7 @@ import {
 } from '../sandbox/index.ts';
 import type { Container } from './container.ts';
 import { type Engine, endOf } from './engine.ts';
+import { firstHealth } from './health.ts';
 import { afterRun, pendingRestart } from './restart.ts';
 
 const DEFAULT_GRACE_SECONDS = 10;
@@ -157,9 +158,10 @@ class Attempt {
         signal,
       });
       this.#engine.announce(container, [['start']], (told) => {
-        container.applyStarted({ startup: this.#phases.timings, ...told });
+        container.applyStarted({ startup: this.#phases.timings, health: firstHealth(container), ...told });
         failpoint('start.running-recorded');
       });
+      this.#engine.healthChecks.watch(container);
       return { stream };
     } catch (error) {
       const known = KataError.from(error, 'start');

@@ -8,6 +8,7 @@ import { findTool } from './assets.ts';
 import type { Container } from './container.ts';
 import type { Doors } from './doors.ts';
 import { type Engine, endOf } from './engine.ts';
+import { firstHealth } from './health.ts';
 import { finishStop, startAgain, stop } from './lifecycle.ts';
 import { afterRun, pendingRestart } from './restart.ts';
 
@@ -25,6 +26,7 @@ export async function recover(engine: Engine, doors?: Doors): Promise<void> {
   await Promise.all(names.map((name) => guarded(engine, `sandbox ${name}`, () => recoverSandbox(engine, name, doors))));
   for (const container of engine.containers.all)
     await guarded(engine, `container ${container.id}`, () => recoverContainer(engine, container));
+  for (const container of engine.containers.all) engine.healthChecks.watch(container);
   engine.restarts.begin((container) => startAgain(engine, container));
 }
 
@@ -109,7 +111,9 @@ async function resume(
     }
   await container.mutex.run(async () => {
     if (container.state.status !== 'starting') return;
-    engine.announce(container, [['start']], (told) => container.applyStarted(told));
+    engine.announce(container, [['start']], (told) =>
+      container.applyStarted({ health: firstHealth(container), ...told }),
+    );
   });
 }
 

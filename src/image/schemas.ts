@@ -33,6 +33,7 @@ export const Manifest = z.object({
 });
 export type ParsedManifest = z.infer<typeof Manifest>;
 
+const nanos = z.number().nonnegative();
 const RuntimeConfig = z.object({
   User: orAbsent(text),
   Env: orAbsent(z.array(text)),
@@ -43,6 +44,17 @@ const RuntimeConfig = z.object({
   Volumes: orAbsent(z.record(text, z.looseObject({}))),
   ExposedPorts: orAbsent(z.record(text, z.looseObject({}))),
   StopSignal: orAbsent(text),
+  Healthcheck: orAbsent(
+    z.object({
+      Test: orAbsent(z.array(text)),
+      Interval: orAbsent(nanos),
+      Timeout: orAbsent(nanos),
+      StartPeriod: orAbsent(nanos),
+      StartInterval: orAbsent(nanos),
+      Retries: orAbsent(z.number().int().nonnegative()),
+    }),
+  ),
+  Shell: orAbsent(z.array(text)),
 });
 
 export const Config = z.object({

@@ -46,6 +46,17 @@ export interface ImageRuntimeConfig {
   /** "80/tcp": {} */
   ExposedPorts?: Record<string, object>;
   StopSignal?: string;
+  /** Docker's own, beside the specification. Times are nanoseconds; `Test` begins with NONE, CMD or CMD-SHELL. */
+  Healthcheck?: {
+    Test?: string[];
+    Interval?: number;
+    Timeout?: number;
+    StartPeriod?: number;
+    StartInterval?: number;
+    Retries?: number;
+  };
+  /** Docker's own: what CMD-SHELL is run by. */
+  Shell?: string[];
 }
 
 export interface ImageConfig {

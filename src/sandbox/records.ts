@@ -1,5 +1,5 @@
 import * as z from 'zod';
-import { CreateContainer, ExitInfo, PhaseTiming } from '../api/schemas.ts';
+import { CreateContainer, ExitInfo, HealthBody, PhaseTiming } from '../api/schemas.ts';
 import type { ImageConfig } from '../oci/index.ts';
 
 /** A start that the engine makes by itself. */
@@ -96,6 +96,8 @@ export const ContainerRecord = z.object({
   stoppedByHand: z.boolean().default(false),
   /** The end that the last restart came after. */
   lastExit: ExitInfo.extend({ at: z.string() }).optional(),
+  /** As it was when its status changed last. */
+  health: HealthBody.optional(),
   startup: z.array(PhaseTiming).optional(),
   /** The start that made the present run. */
   startRequestId: z.string().optional(),

@@ -7,7 +7,19 @@ import { FILTER_FLAG, readFilters } from '../filters.ts';
 import type { Flags } from '../flags.ts';
 import { renderListing } from '../list-output.ts';
 
-const FILTERS = ['id', 'name', 'label', 'status', 'ancestor', 'exited', 'volume', 'sandbox', 'before', 'since'];
+const FILTERS = [
+  'id',
+  'name',
+  'label',
+  'status',
+  'ancestor',
+  'exited',
+  'health',
+  'volume',
+  'sandbox',
+  'before',
+  'since',
+];
 
 export const command: Command = {
   name: 'ps',

@@ -2,7 +2,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { FRAME, frame } from '../../../src/cli/frames.ts';
+import { FRAME, frame } from '../../../src/api/frames.ts';
 
 /** One client of the fake keeper: what it sent, decoded independently of the code under test. */
 export class KeeperConnection {

@@ -4,9 +4,9 @@ import { once } from 'node:events';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, beforeEach, test } from 'node:test';
+import { FRAME, frame } from '../../../src/api/frames.ts';
 import { CreateContainer } from '../../../src/api/schemas.ts';
 import { ERROR_CODES, KataError } from '../../../src/base/index.ts';
-import { FRAME, frame } from '../../../src/cli/frames.ts';
 import { details, ended, FakeEngine, ID } from './engine.ts';
 
 // The real command line as a process, against an engine and a keeper made of answers.

@@ -1,5 +1,5 @@
 export type { ApiAnswer, ApiArguments, CallOptions } from './client.ts';
 export { ApiClient } from './client.ts';
 export { ENDPOINTS, type EndpointName, REQUEST_ID_HEADER } from './endpoints.ts';
-export { FRAME, FrameDecoder, type FrameHandler } from './frames.ts';
+export * from './frames.ts';
 export type * from './schemas.ts';

@@ -1,5 +1,5 @@
-import { resizeFrame, signalFrame } from '../api/frames.ts';
 import type { ExitInfo, StreamAnswer } from '../api/index.ts';
+import { resizeFrame, signalFrame } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
 import { type Context, EXIT_SIGPIPE } from './context.ts';
 import { escapeControls } from './escape.ts';

@@ -1,7 +1,7 @@
 import { connect, type Socket } from 'node:net';
 import type { Readable, Writable } from 'node:stream';
-import { FRAME, FrameDecoder, frame, frameHeader, MAX_PAYLOAD_BYTES, protocolError } from '../api/frames.ts';
 import type { StreamAnswer } from '../api/index.ts';
+import { FRAME, FrameDecoder, frame, frameHeader, MAX_PAYLOAD_BYTES, protocolError } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
 import { DetachScanner } from './detach.ts';
 import { Sink } from './sink.ts';

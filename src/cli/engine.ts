@@ -11,6 +11,8 @@ import { reach, socketOf } from './reach.ts';
 const START_TIMEOUT_MS = 30_000;
 /** fs.watch may miss an event while the directory changes hands; this looks again without one. */
 const RECHECK_MS = 250;
+/** How long the next engine waits for the one before it to end. */
+const SUCCESSION_MS = 10_000;
 /** Exit status of `kata-keeper daemon` when another engine holds the lock. */
 const EXIT_LOCK_HELD = 75;
 const LOG_TAIL_LINES = 15;
@@ -36,25 +38,57 @@ export async function connectEngine(context: Starter): Promise<ApiClient> {
 async function startEngine(context: Starter): Promise<void> {
   const { locations } = context;
   mkdirSync(locations.run, { recursive: true, mode: 0o700 });
-  const argv = engineCommand(locations, context.env);
-  const [program = '', ...args] = argv;
   // Watching starts before the engine does: its socket cannot appear unseen.
   const listening = new Listening(socketOf(locations.run));
   try {
-    const child = spawn(program, args, {
-      cwd: '/',
-      env: engineEnvironment(context.env, locations),
-      stdio: 'ignore',
-    });
-    child.unref();
-    await Promise.race([listening.wait(), failure(child, locations)]);
+    await Promise.race([listening.wait(), failure(spawnEngine(context, 0), locations)]);
   } finally {
     listening.stop();
   }
 }
 
-/** Rejects when the engine ends before it listens; an engine that only lost the lock to another is no failure. */
-function failure(child: ChildProcess, locations: Locations): Promise<never> {
+/** Settles neither when it listens nor when it ends. */
+function spawnEngine({ locations, env }: Starter, waitMs: number): ChildProcess {
+  const [program = '', ...args] = engineCommand(locations, env, waitMs);
+  const child = spawn(program, args, { cwd: '/', env: engineEnvironment(env, locations), stdio: 'ignore' });
+  child.unref();
+  return child;
+}
+
+/**
+ * This build's engine in place of the one that runs, whichever build that is of; sandboxes go on. The next one waits for the lock before the
+ * present one is told to end: the keepers, which would start theirs again, come too late. Answers both.
+ */
+export async function replaceEngine(context: Starter): Promise<{ before: EngineInfo; now: EngineInfo }> {
+  const { locations } = context;
+  const client = await connectEngine(context);
+  const ask = async (): Promise<EngineInfo> => {
+    const { version, engine } = await client.call('version', {}, { timeoutMs: START_TIMEOUT_MS });
+    return { version, pid: engine.pid, sandboxes: engine.sandboxes };
+  };
+  const before = await ask();
+  const child = spawnEngine(context, SUCCESSION_MS);
+  const failed = failure(child, locations, 'the engine before it did not end in time');
+  failed.catch(() => {});
+  const deadline = performance.now() + START_TIMEOUT_MS;
+  await client.call('shutdown', { body: { force: true } });
+  for (;;) {
+    const now = await Promise.race([ask().catch(() => undefined), failed]);
+    if (now !== undefined && now.pid === child.pid) return { before, now };
+    if (performance.now() > deadline) throw startError(`katad ${child.pid} does not listen`, locations);
+    await new Promise((done) => setTimeout(done, RECHECK_MS / 10));
+  }
+}
+
+export interface EngineInfo {
+  version: string;
+  pid: number;
+  /** It has them, or is about to. */
+  sandboxes: number;
+}
+
+/** Rejects when the engine ends before it listens; one that only lost the lock to another is no failure, unless `locked` says so. */
+function failure(child: ChildProcess, locations: Locations, locked?: string): Promise<never> {
   return new Promise((_, fail) => {
     child.once('error', (cause) =>
       fail(
@@ -66,7 +100,7 @@ function failure(child: ChildProcess, locations: Locations): Promise<never> {
       ),
     );
     child.once('exit', (code, signal) => {
-      if (code === EXIT_LOCK_HELD) return;
+      if (code === EXIT_LOCK_HELD) return locked === undefined ? undefined : fail(startError(locked, locations));
       const how = signal === null ? `exit code ${code}` : `signal ${signal}`;
       fail(startError(`katad ended at its start with ${how}`, locations));
     });
@@ -132,10 +166,11 @@ class Listening {
 }
 
 /** `kata-keeper daemon … -- node katad --root … --run … --assets …` */
-export function engineCommand(locations: Locations, env: NodeJS.ProcessEnv): string[] {
+export function engineCommand(locations: Locations, env: NodeJS.ProcessEnv, waitMs = 0): string[] {
   const { root, run, assets } = locations;
   const keeper = toolPath(assets, 'kata-keeper');
-  const daemon = ['daemon', '--lock', join(run, 'katad.lock'), '--log', join(run, 'katad.log'), '--'];
+  const wait = waitMs === 0 ? [] : ['--wait-ms', String(waitMs)];
+  const daemon = ['daemon', '--lock', join(run, 'katad.lock'), '--log', join(run, 'katad.log'), ...wait, '--'];
   // The engine makes little garbage: a small young generation keeps its resident memory down by a sixth. Without V8's middle
   // compiler it ends when it is told to (the launcher says why).
   const engine = [

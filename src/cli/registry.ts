@@ -84,6 +84,7 @@ function installationEntries(): Entry[] {
       load: () => import('./commands/config.ts'),
     },
     { name: 'guest', summary: 'Manage guest images', section, load: () => import('./commands/guest.ts') },
+    { name: 'engine', summary: 'Replace the engine', section, load: () => import('./commands/engine.ts') },
     {
       name: 'explain',
       summary: 'Say what error codes mean and what to do',

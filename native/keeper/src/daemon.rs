@@ -7,14 +7,19 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// Another engine holds the lock (EX_TEMPFAIL of sysexits.h).
 pub const LOCKED: i32 = 75;
+/// Well before the first keeper that lost its engine starts one again.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Replaces this process by ARGV; returns only when that failed. `Ok` is the exit code then.
 pub fn run(mut arguments: Arguments) -> Result<i32, String> {
     let lock_path = arguments.value("--lock")?;
     let log_path = arguments.value("--log")?;
+    let wait_ms = arguments.optional("--wait-ms")?.map_or(Ok(0), |text| text.parse());
+    let patience = Duration::from_millis(wait_ms.map_err(|error| format!("--wait-ms: {error}"))?);
     arguments.end()?;
     let Some((program, rest)) = arguments.command.split_first() else { return Err("no command after --".to_owned()) };
     unsafe { libc::umask(0o077) };
@@ -29,8 +34,12 @@ pub fn run(mut arguments: Arguments) -> Result<i32, String> {
             .map_err(|error| format!("{path}: {error}"))
     };
     let lock = private(OpenOptions::new().read(true).write(true), &lock_path)?;
-    if !sys::record_lock(lock.as_fd()).map_err(|error| format!("{lock_path}: {error}"))? {
-        return Ok(LOCKED);
+    let asked = Instant::now();
+    while !sys::record_lock(lock.as_fd()).map_err(|error| format!("{lock_path}: {error}"))? {
+        if asked.elapsed() >= patience {
+            return Ok(LOCKED);
+        }
+        std::thread::sleep(LOOK_AGAIN);
     }
     let log = private(OpenOptions::new().append(true), &log_path)?;
     cgroups::leave();

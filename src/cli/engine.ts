@@ -71,13 +71,18 @@ export async function replaceEngine(context: Starter): Promise<{ before: EngineI
   const failed = failure(child, locations, 'the engine before it did not end in time');
   failed.catch(() => {});
   const deadline = performance.now() + START_TIMEOUT_MS;
-  await client.call('shutdown', { body: { force: true } });
+  // One that is gone already has left its lock.
+  await client.call('shutdown', { body: { force: true } }).catch(ignoreUnavailable);
   for (;;) {
     const now = await Promise.race([ask().catch(() => undefined), failed]);
     if (now !== undefined && now.pid === child.pid) return { before, now };
     if (performance.now() > deadline) throw startError(`katad ${child.pid} does not listen`, locations);
     await new Promise((done) => setTimeout(done, RECHECK_MS / 10));
   }
+}
+
+function ignoreUnavailable(error: unknown): void {
+  if (KataError.from(error).code !== 'ENGINE_UNAVAILABLE') throw error;
 }
 
 export interface EngineInfo {

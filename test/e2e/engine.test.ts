@@ -33,7 +33,7 @@ test('an engine is replaced under a container and a stream of its own', async ()
   await until(() => stream.exitCode === 0, 'cat ends');
 });
 
-test('of two that replace it at once, one does, and the other says so', async () => {
+test('of two that replace it at once one does at least, and the other one does or says why not', async () => {
   const answers = await Promise.all([1, 2].map(() => env.kata(['engine', 'replace'])));
   const [refused] = answers.filter(({ code }) => code !== 0);
   assert.ok(answers.some(({ code }) => code === 0));

@@ -71,7 +71,7 @@ export const ROUTES = {
     stream: true,
   },
   listImages: { summary: 'Images', answer: z.array(s.ImageSummary) },
-  inspectImage: { summary: 'One image', answer: s.ImageSummary },
+  inspectImage: { summary: 'One image', answer: s.ImageDetails },
   loadImages: { summary: 'Loads an image archive of the host', body: s.LoadBody, answer: s.LoadAnswer },
   saveImages: { summary: 'Writes images to an archive on the host', body: s.SaveBody, answer: s.Empty },
   pullImage: {

@@ -270,6 +270,21 @@ export const ImageSummary = z.strictObject({
   repoDigests: z.array(z.string()),
 });
 
+/** With what its configuration says of containers; names are the image specification's. */
+export const ImageDetails = ImageSummary.extend({
+  config: z.strictObject({
+    User: z.string(),
+    Env: z.array(z.string()),
+    Entrypoint: z.array(z.string()).nullable(),
+    Cmd: z.array(z.string()).nullable(),
+    WorkingDir: z.string(),
+    Labels: z.record(z.string(), z.string()).nullable(),
+    Volumes: z.array(z.string()),
+    ExposedPorts: z.array(z.string()),
+    StopSignal: z.string(),
+  }),
+});
+
 export const EventBody = z.strictObject({
   sequence: z.number(),
   at: z.string(),
@@ -500,6 +515,7 @@ export type ContainerDetails = z.infer<typeof ContainerDetails>;
 export type ContainerStatus = z.infer<typeof ContainerStatus>;
 export type ExitInfo = z.infer<typeof ExitInfo>;
 export type ImageSummary = z.infer<typeof ImageSummary>;
+export type ImageDetails = z.infer<typeof ImageDetails>;
 export type EventBody = z.infer<typeof EventBody>;
 export type VersionBody = z.infer<typeof VersionBody>;
 export type StreamAnswer = z.infer<typeof StreamAnswer>;

@@ -45,8 +45,8 @@ export interface Command {
   examples: readonly string[];
   /** Paragraphs below the flags. */
   notes?: readonly string[];
-  /** Exit code of a failure that is not a usage error: the error code's own (run, create, exec) or 1. */
-  errorExit?: 'code' | 'one';
+  /** Exit code of a failure that is not a usage error: the error code's own (run, create), 1, or for exec 1 where the container cannot take it. */
+  errorExit?: 'code' | 'one' | 'exec';
   /** Nested commands; then `run` is only called without a known one. */
   subcommands?: readonly Command[];
   /** Answers the exit code. Throws KataError. */

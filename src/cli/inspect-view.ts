@@ -1,4 +1,4 @@
-import type { ContainerDetails, ImageSummary, Volume } from '../api/index.ts';
+import type { ContainerDetails, ImageDetails, Volume } from '../api/index.ts';
 import type { Value } from './template.ts';
 
 const ZERO_TIME = '0001-01-01T00:00:00Z';
@@ -147,10 +147,7 @@ function config({ config, effective, image, id, labels, healthDetails }: Contain
     Env: strings(effective.env),
     Cmd: orNull(effective.cmd),
     Image: image,
-    Volumes:
-      effective.volumes.length === 0
-        ? null
-        : new Map(effective.volumes.map((path): [string, Value] => [path, new Map<string, Value>()])),
+    Volumes: setOrNull(effective.volumes),
     WorkingDir: effective.workdir,
     Entrypoint: orNull(effective.entrypoint),
     Labels: map(labels),
@@ -176,9 +173,14 @@ function kata(details: ContainerDetails): Struct {
   };
 }
 
+/** As Go's JSON has a set: {"/data": {}}. */
+const setOrNull = (keys: readonly string[]): Value =>
+  keys.length === 0 ? null : new Map(keys.map((key): [string, Value] => [key, new Map<string, Value>()]));
+
 const withPrefix = (id: string): string => (id.startsWith('sha256:') ? id : `sha256:${id}`);
 
-export function imageInspect(image: ImageSummary): Struct {
+export function imageInspect(image: ImageDetails): Struct {
+  const { Env, Entrypoint, Cmd, Labels, Volumes, ExposedPorts, ...config } = image.config;
   return {
     Id: withPrefix(image.id),
     RepoTags: strings(image.tags),
@@ -188,6 +190,15 @@ export function imageInspect(image: ImageSummary): Struct {
     Os: 'linux',
     Size: image.sizeBytes,
     RootFS: { Type: 'layers', Layers: strings(image.layers) },
+    Config: {
+      ...config,
+      Env: strings(Env),
+      Entrypoint: Entrypoint === null ? null : strings(Entrypoint),
+      Cmd: Cmd === null ? null : strings(Cmd),
+      Labels: Labels === null ? null : map(Labels),
+      Volumes: setOrNull(Volumes),
+      ExposedPorts: setOrNull(ExposedPorts),
+    },
   };
 }
 

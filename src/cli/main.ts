@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 import { isUtf8 } from 'node:buffer';
 import { readFileSync } from 'node:fs';
-import { KataError } from '../base/index.ts';
+import { type ErrorCode, KataError } from '../base/index.ts';
 import { parseFlags } from './argv.ts';
 import type { Command } from './command.ts';
 import { Context } from './context.ts';
@@ -88,6 +88,9 @@ async function main(argv: readonly string[]): Promise<number> {
   return command.run(context, flags);
 }
 
+/** Docker's exec exits 1 for a container that is missing, stopped or paused, and as run does for everything else. */
+const EXEC_REFUSALS: readonly ErrorCode[] = ['NOT_FOUND', 'NOT_RUNNING', 'CONFLICT'];
+
 /** The command whose rule for exit codes applies to a failure. */
 let failing: Command | undefined;
 
@@ -95,6 +98,7 @@ function exitCode(error: unknown): number {
   if (error instanceof UsageError) return error.exit;
   const known = KataError.from(error);
   if (known.code === 'UNSUPPORTED_FLAG') return known.exitCode;
+  if (failing?.errorExit === 'exec') return EXEC_REFUSALS.includes(known.code) ? 1 : known.exitCode;
   return failing?.errorExit === 'code' ? known.exitCode : 1;
 }
 

@@ -91,6 +91,24 @@ const imageSummary = (image: ImageInfo) => ({
   repoDigests: image.repoDigests,
 });
 
+function imageDetails(image: Awaited<ReturnType<Engine['images']['inspect']>>) {
+  const { config = {} } = image.config;
+  return {
+    ...imageSummary(image),
+    config: {
+      User: config.User ?? '',
+      Env: config.Env ?? [],
+      Entrypoint: config.Entrypoint ?? null,
+      Cmd: config.Cmd ?? null,
+      WorkingDir: config.WorkingDir ?? '',
+      Labels: config.Labels ?? null,
+      Volumes: Object.keys(config.Volumes ?? {}),
+      ExposedPorts: Object.keys(config.ExposedPorts ?? {}),
+      StopSignal: config.StopSignal ?? '',
+    },
+  };
+}
+
 function imageHandlers(engine: Engine, ready: Promise<void>): Handlers {
   const { images, events } = engine;
   return {
@@ -98,7 +116,7 @@ function imageHandlers(engine: Engine, ready: Promise<void>): Handlers {
     inspectImage: async ({ path }) => {
       // Makes the built-in image as running it would, so that it can be looked at first.
       await engine.resolveImage(path.reference);
-      return imageSummary(await images.inspect(path.reference));
+      return imageDetails(await images.inspect(path.reference));
     },
     loadImages: async ({ body }) => {
       const loaded = await images.load(body.path, body.tag === undefined ? {} : { tag: body.tag });
@@ -106,6 +124,7 @@ function imageHandlers(engine: Engine, ready: Promise<void>): Handlers {
       return { images: loaded.images };
     },
     saveImages: async ({ body }) => {
+      for (const image of body.images) await engine.resolveImage(image);
       await images.save(body.images, body.path);
       return {};
     },

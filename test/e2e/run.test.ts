@@ -39,6 +39,17 @@ test('docker users find what they take for granted', async (t) => {
   );
 });
 
+test('a command that is missing or cannot be executed has its own code', async () => {
+  await env.ok(['run', '-d', '--name', 'here', 'busybox', 'sleep', '1000']);
+  const missing = await env.kata(['run', '--rm', '--sandbox', 'here', 'busybox', 'no-such-command']);
+  assert.equal(missing.code, 127);
+  assert.match(missing.stderr, /code: COMMAND_NOT_FOUND/);
+  const directory = await env.kata(['run', '--rm', '--sandbox', 'here', 'busybox', '/etc']);
+  assert.equal(directory.code, 126);
+  assert.match(directory.stderr, /code: COMMAND_NOT_EXECUTABLE/);
+  await env.ok(['rm', '-f', 'here']);
+});
+
 test('options reach the process', async () => {
   const output = await env.ok(
     [

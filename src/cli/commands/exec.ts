@@ -27,7 +27,7 @@ export const command: Command = {
   completes: 'containers',
   examples: ['kata exec web ls /site', 'kata exec -it web sh', 'echo data | kata exec -i web tee /tmp/data'],
   notes: ['The exit code is that of the command; 126 when it cannot be executed, 127 when it is not found.'],
-  errorExit: 'code',
+  errorExit: 'exec',
   async run(context, flags) {
     const [container = '', ...args] = flags.args;
     const body = execBody(flags, args, context.env);

@@ -14,7 +14,7 @@ export const command: Command = {
   flags: [
     { long: 'input', short: 'i', kind: 'string', value: 'FILE', help: 'Archive to read instead of standard input' },
     { long: 'tag', kind: 'string', value: 'NAME[:TAG]', help: 'Name for an image that has none' },
-    { long: 'quiet', short: 'q', kind: 'bool', help: 'Print nothing' },
+    { long: 'quiet', short: 'q', kind: 'bool', help: 'Accepted: the names are printed, and nothing else ever is' },
   ],
   refused: REFUSED_PLATFORM,
   minArguments: 0,
@@ -34,7 +34,6 @@ export const command: Command = {
       context.call('loadImages', { body: { path, ...(tag === undefined ? {} : { tag }) } });
     const { images } =
       input === undefined || input === '-' ? await fromStdin(context, load) : await load(resolve(input));
-    if (flags.bool('quiet')) return 0;
     for (const { id, tags } of images)
       await context.out(
         tags.length === 0 ? `Loaded image ID: ${id}\n` : tags.map((name) => `Loaded image: ${name}\n`).join(''),

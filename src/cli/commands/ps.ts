@@ -53,7 +53,7 @@ export const command: Command = {
     const details = await detailsFor(context, containers, flags);
     const options = { truncate: !flags.bool('no-trunc'), nowMs: Date.now() };
     const rows = containers.map((c) => containerRow(c, { ...options, details: details.get(c.id) }));
-    const columns = ['ID', 'Image', 'Command', 'RunningFor', 'Status', ...(size ? ['Size'] : []), 'Names'];
+    const columns = ['ID', 'Image', 'Command', 'RunningFor', 'Status', 'Ports', ...(size ? ['Size'] : []), 'Names'];
     await context.out(
       renderListing({ rows, columns, headers: CONTAINER_HEADERS, raw: containers, quiet: 'ID' }, flags),
     );

@@ -40,7 +40,9 @@ const handlers: Handlers = {
   },
   inspectImage: async (call) => {
     seen.push({ image: call.path.reference });
-    return { id: '', tags: [], sizeBytes: 0, layers: [], architecture: '', repoDigests: [] };
+    const config = { User: '', Env: [], Entrypoint: null, Cmd: null, WorkingDir: '', Labels: null, StopSignal: '' };
+    const image = { id: '', tags: [], sizeBytes: 0, layers: [], architecture: '', repoDigests: [] };
+    return { ...image, config: { ...config, Volumes: [], ExposedPorts: [] } };
   },
   loadImages: async () => ({ images: [] }),
   waitContainer: (call) =>

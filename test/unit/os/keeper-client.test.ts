@@ -134,6 +134,7 @@ test('every way not to come up has its code and evidence', async (t) => {
     ['guest-panic', 'GUEST_PANIC'],
     ['agent-failure', 'AGENT_UNAVAILABLE'],
     ['timeout', 'GUEST_BOOT_TIMEOUT'],
+    ['what-a-newer-keeper-says', 'VMM_START_FAILED'],
   ] as const;
   let cause: string = '';
   const client = await keeper(t, {

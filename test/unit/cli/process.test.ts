@@ -214,7 +214,7 @@ test("ps: docker's table, ids, templates, and the API's own JSON", GUARD, async 
   engine.handlers.listContainers = () => [one];
   const table = await engine.kata(['ps']);
   const [head = '', row = ''] = table.stdout.split('\n');
-  assert.match(head, /^CONTAINER ID {3}IMAGE +COMMAND +CREATED +STATUS +NAMES$/);
+  assert.match(head, /^CONTAINER ID {3}IMAGE +COMMAND +CREATED +STATUS +PORTS +NAMES$/);
   assert.ok(!table.stdout.includes('\u001b'));
   assert.match(row, /^c0ffee000000 {3}busybox:latest {3}"sh -c .*…" {3}.* ago {3}Up .* {3}web$/);
   assert.equal((await engine.kata(['ps', '-q'])).stdout, 'c0ffee000000\n');

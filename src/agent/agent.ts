@@ -33,6 +33,8 @@ export interface ContainerStats {
   memoryLimitBytes: number;
   /** Of the page cache, part of memoryBytes. */
   memoryCacheBytes: number;
+  /** All that the kernel can take back, in use or not. */
+  memoryReclaimableBytes: number;
   pids: number;
   /** 0: no limit. */
   pidsLimit: number;

@@ -252,6 +252,23 @@ export const ContainerDetails = ContainerSummary.extend({
     .optional(),
   /** Of its policy, since somebody started it. */
   restartCount: z.number(),
+  /** What the limits are, and what there is: the guest's own numbers while it runs and answers. Of memory and processes 0 is no limit. */
+  resources: z.strictObject({
+    asked: z.strictObject({
+      cpus: z.number().optional(),
+      memoryBytes: z.number().optional(),
+      pidsLimit: z.number().optional(),
+    }),
+    got: z
+      .strictObject({
+        /** Of the machine. */
+        vcpus: z.number(),
+        machineBytes: z.number(),
+        memoryBytes: z.number(),
+        pidsLimit: z.number(),
+      })
+      .optional(),
+  }),
   /** The end that the last of them came after. */
   lastExit: ExitInfo.extend({ at: z.string() }).optional(),
   error: z.string().optional(),
@@ -504,6 +521,7 @@ export const ShutdownBody = z.strictObject({
 export const FailpointsAnswer = z.strictObject({ names: z.array(z.string()), armed: z.array(z.string()) });
 export const ArmFailpoint = z.strictObject({ name: text(128), action: z.enum(['kill', 'error', 'pause', 'off']) });
 
+export type UpdateContainer = z.infer<typeof UpdateBody>;
 export type HealthBody = z.infer<typeof HealthBody>;
 export type CreateContainer = z.infer<typeof CreateContainer>;
 export type CreateContainerInput = z.input<typeof CreateContainer>;

@@ -159,7 +159,17 @@ function config({ config, effective, image, id, labels, healthDetails }: Contain
 
 /** What docker has no word for, under the names of the HTTP API; `exit` and `sandbox` are null when there is none. */
 function kata(details: ContainerDetails): Struct {
-  const { status, exit = null, lastExit = null, sandbox = null, rootfs, log, startup = [], config } = details;
+  const {
+    status,
+    exit = null,
+    lastExit = null,
+    sandbox = null,
+    rootfs,
+    log,
+    startup = [],
+    config,
+    resources,
+  } = details;
   return {
     status,
     machine: sandbox?.machine ?? config.machine,
@@ -167,6 +177,7 @@ function kata(details: ContainerDetails): Struct {
     exit,
     lastExit,
     sandbox,
+    resources,
     rootfs: { ...rootfs },
     log: { ...log },
     startup: startup.map((timing) => ({ ...timing })),

@@ -74,6 +74,7 @@ export async function detailsOf(engine: Engine, container: Container): Promise<C
     },
     log: { path: container.logPath, droppedLines: await droppedLines(container, sandbox) },
     ...(sandbox === undefined ? {} : { sandbox: await sandboxDetails(sandbox) }),
+    resources: await resourcesOf(container, sandbox),
     restartCount: record.restartCount,
     ...(record.lastExit === undefined ? {} : { lastExit: record.lastExit }),
     ...(error === undefined ? {} : { error }),
@@ -114,6 +115,26 @@ async function sandboxDetails(sandbox: Sandbox): Promise<NonNullable<ContainerDe
     runDir,
     consoleLog: join(runDir, 'console.log'),
   };
+}
+
+async function resourcesOf(
+  { record }: Container,
+  sandbox: Sandbox | undefined,
+): Promise<ContainerDetails['resources']> {
+  const { cpus, memoryBytes, pidsLimit } = record.config;
+  const asked = {
+    ...(cpus === undefined ? {} : { cpus }),
+    ...(memoryBytes === undefined ? {} : { memoryBytes }),
+    ...(pidsLimit === undefined ? {} : { pidsLimit }),
+  };
+  try {
+    const stats = await sandbox?.links.agent.statsContainer(record.id, { timeoutMs: 2_000 });
+    if (sandbox === undefined || stats === undefined) return { asked };
+    const { vcpus, memoryBytes: machineBytes } = sandbox.record;
+    return { asked, got: { vcpus, machineBytes, memoryBytes: stats.memoryLimitBytes, pidsLimit: stats.pidsLimit } };
+  } catch {
+    return { asked };
+  }
 }
 
 /** Undefined while the keeper does not answer: an inspection never fails for that. */

@@ -6,7 +6,15 @@ import type { CreateContainer } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
 import type { ImageStore, ResolvedImage } from '../image/index.ts';
 import type { Process } from '../oci/index.ts';
-import type { Assets, ContainerPlan, OomEntry, ProcessEnd, Sandbox, SandboxServices } from '../sandbox/index.ts';
+import type {
+  Assets,
+  ContainerPlan,
+  HostCapacity,
+  OomEntry,
+  ProcessEnd,
+  Sandbox,
+  SandboxServices,
+} from '../sandbox/index.ts';
 import { exitOf, failpoint, heldBy, sandboxOf } from '../sandbox/index.ts';
 import { guestRootfs } from '../storage/index.ts';
 import { type AssetWish, findTool } from './assets.ts';
@@ -123,7 +131,7 @@ export class Engine {
           this.resolveImage(reference, (end) => {
             release = end;
           }),
-        capacity: () => ({ cpus: os.availableParallelism(), memoryBytes: os.totalmem(), freeBytes: os.freemem() }),
+        capacity: () => this.capacity(),
       },
       config,
       requestId,
@@ -149,6 +157,10 @@ export class Engine {
 
   planOf(container: Container): ContainerPlan {
     return planOf(container, this.filling.of(container));
+  }
+
+  capacity(): HostCapacity {
+    return { cpus: os.availableParallelism(), memoryBytes: os.totalmem(), freeBytes: os.freemem() };
   }
 
   /** What an exec of the container inherits. */

@@ -3,7 +3,7 @@ import type { StreamAnswer } from '../api/index.ts';
 import type { Call, Handlers } from '../api/server.ts';
 import { KataError } from '../base/index.ts';
 import { buildExecProcess } from '../oci/index.ts';
-import { failpoint, machineSize, needsSharing } from '../sandbox/index.ts';
+import { failpoint, needsSharing } from '../sandbox/index.ts';
 import { Container } from './container.ts';
 import { corruptSummary, detailsOf, droppedLines, logFiles, statsOf, summaryOf } from './describe.ts';
 import type { Engine } from './engine.ts';
@@ -12,6 +12,7 @@ import { checkOf } from './health.ts';
 import * as lifecycle from './lifecycle.ts';
 import { pendingRestart } from './restart.ts';
 import { findLogs, setAgentLogLevel } from './sandbox-logs.ts';
+import { update } from './update.ts';
 
 /** Calls about containers, as the API's routes name them. `ready` settles when recovery is done. */
 export function containerHandlers(engine: Engine, ready: Promise<void>): Handlers {
@@ -255,31 +256,4 @@ async function exec(engine: Engine, container: Container, call: Call<'createExec
   engine.tellExecStart(container, { execId, args: body.args });
   failpoint('exec.answer');
   return { socket: stream?.socket ?? '', token: stream?.token ?? '', execId };
-}
-
-const CPU_PERIOD_US = 100_000;
-
-async function update(engine: Engine, container: Container, body: Call<'updateContainer'>['body']): Promise<void> {
-  const { cpus, memoryBytes, pidsLimit, restart } = body;
-  if (restart !== undefined && container.record.config.autoRemove)
-    throw new KataError(
-      'CONFLICT',
-      `container ${container.record.name} is removed when it ends (--rm), not started again`,
-    );
-  await container.mutex.run(async () => {
-    const config = { ...container.record.config, ...body };
-    if (container.isLive) {
-      const { record, links } = engine.sandboxOf(container);
-      const fits = machineSize(config, { cpus: record.vcpus, memoryBytes: record.memoryBytes, freeBytes: 0 });
-      if (fits.memoryBytes > record.memoryBytes)
-        throw new KataError('RESOURCE_EXHAUSTED', 'the running machine is smaller than that');
-      await links.agent.updateContainer(container.id, {
-        ...(cpus === undefined ? {} : { cpuQuotaUs: Math.round(cpus * CPU_PERIOD_US), cpuPeriodUs: CPU_PERIOD_US }),
-        ...(memoryBytes === undefined ? {} : { memoryLimitBytes: memoryBytes }),
-        ...(pidsLimit === undefined ? {} : { pidsLimit }),
-      });
-    }
-    engine.announce(container, [['update']], (told) => container.update({ config, ...told }));
-    if (restart?.name === 'no') lifecycle.endRestarts(engine, container);
-  });
 }

@@ -2,7 +2,6 @@
 
 import { randomUUID } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import os from 'node:os';
 import type { ExitInfo } from '../api/index.ts';
 import { KataError, newSandboxUid } from '../base/index.ts';
 import type { VsockMode } from '../model/index.ts';
@@ -12,6 +11,7 @@ import {
   type ContainerPlan,
   type Exited,
   failpoint,
+  growthBound,
   heldBy,
   launch,
   machineSize,
@@ -233,11 +233,8 @@ class Attempt {
     const offered = services.hypervisor.capabilities(config.machine).vsock;
     const vsock = offered.includes('kernel') ? services.host.vsock() : 'hybrid';
     const assets = this.#findAssets(plan, vsock);
-    const size = machineSize(config, {
-      cpus: os.availableParallelism(),
-      memoryBytes: os.totalmem(),
-      freeBytes: os.freemem(),
-    });
+    const capacity = this.#engine.capacity();
+    const size = machineSize(config, capacity);
     const accel = config.accel === 'auto' ? await services.host.accelerator(assets.keeper) : config.accel;
     const uid = newSandboxUid();
     return new Sandbox(services, this.#engine.eventsOf(uid), {
@@ -251,6 +248,8 @@ class Attempt {
       keeperPath: assets.keeper,
       guestImage: assets.guest.digest,
       ...size,
+      // A microvm takes nothing while it runs.
+      ...(config.machine === 'q35' ? growthBound(size, capacity, accel) : {}),
       machineType: config.machine,
       accel,
       vsock,

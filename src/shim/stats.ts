@@ -27,6 +27,7 @@ export function summed(all: readonly ContainerStats[]): ContainerStats {
     memoryBytes: sum('memoryBytes'),
     memoryMaxBytes: sum('memoryMaxBytes'),
     memoryCacheBytes: sum('memoryCacheBytes'),
+    memoryReclaimableBytes: sum('memoryReclaimableBytes'),
     // One without a limit leaves the sum without.
     memoryLimitBytes: all.every((stats) => stats.memoryLimitBytes > 0) ? sum('memoryLimitBytes') : 0,
     pids: sum('pids'),
@@ -39,7 +40,7 @@ export function summed(all: readonly ContainerStats[]): ContainerStats {
 
 const big = (value: number): bigint => BigInt(Math.max(0, Math.round(value)));
 
-/** The agent tells no inactive share of the page cache: all of it counts as reclaimable, as a fresh cache is. */
+/** Of the page cache only the inactive share is told: what a working set is without. */
 function version1(stats: ContainerStats): Uint8Array {
   const cache = big(stats.memoryCacheBytes);
   const limit = stats.memoryLimitBytes === 0 ? UNLIMITED_1 : big(stats.memoryLimitBytes);

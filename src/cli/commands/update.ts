@@ -10,8 +10,19 @@ export const command: Command = {
   summary: 'Change limits of containers',
   usage: '[OPTIONS] CONTAINER [CONTAINER...]',
   flags: [
-    { long: 'cpus', kind: 'string', value: 'NUMBER', help: 'CPU limit; the number of vCPUs stays' },
-    { long: 'memory', short: 'm', kind: 'string', value: 'SIZE', help: 'Memory limit' },
+    {
+      long: 'cpus',
+      kind: 'string',
+      value: 'NUMBER',
+      help: 'CPU limit; a running machine grows to it, and keeps its vCPUs under a lower one',
+    },
+    {
+      long: 'memory',
+      short: 'm',
+      kind: 'string',
+      value: 'SIZE',
+      help: 'Memory limit; a running machine grows to it, and keeps its memory under a lower one',
+    },
     { long: 'pids-limit', kind: 'string', value: 'N', help: 'Number of processes; -1 is unlimited' },
     FLAG_RESTART,
   ],

@@ -218,6 +218,7 @@ export function details(more: Partial<ContainerDetails> = {}): ContainerDetails 
     rootfs: { driver: 'block', sizeBytes: 1_000_000, allocatedBytes: 7_834_567 },
     log: { path: '/nowhere', droppedLines: 0 },
     restartCount: 0,
+    resources: { asked: {} },
     ...more,
   };
 }

@@ -355,7 +355,13 @@ export class FakeKeeper {
         check();
         return {
           ...{ cpuNanos: 7, cpuUserNanos: 4, cpuSystemNanos: 3, throttledPeriods: 0, throttledNanos: 0 },
-          ...{ memoryBytes: 4096, memoryMaxBytes: 8192, memoryLimitBytes: 0, memoryCacheBytes: 0 },
+          ...{
+            memoryBytes: 4096,
+            memoryMaxBytes: 8192,
+            memoryLimitBytes: 0,
+            memoryCacheBytes: 0,
+            memoryReclaimableBytes: 0,
+          },
           ...{ pids: 2, pidsLimit: 0, readBytes: 0, writeBytes: 0, networks: [] },
         };
       },

@@ -103,7 +103,14 @@ test('a container has its pod’s files where it brings none of its own', (t) =>
 test('a pod’s counters are its containers’ together', () => {
   const one = {
     ...{ cpuNanos: 10, cpuUserNanos: 6, cpuSystemNanos: 4, throttledPeriods: 1, throttledNanos: 2, memoryBytes: 100 },
-    ...{ memoryMaxBytes: 120, memoryLimitBytes: 200, memoryCacheBytes: 30, pids: 3, pidsLimit: 5 },
+    ...{
+      memoryMaxBytes: 120,
+      memoryLimitBytes: 200,
+      memoryCacheBytes: 30,
+      memoryReclaimableBytes: 30,
+      pids: 3,
+      pidsLimit: 5,
+    },
     ...{ readBytes: 7, writeBytes: 8, networks: [] },
   };
   const sum = summed([one, { ...one, memoryLimitBytes: 0 }]);

@@ -14,6 +14,7 @@ const STATS = {
   memoryMaxBytes: 2000,
   memoryLimitBytes: 4096,
   memoryCacheBytes: 300,
+  memoryReclaimableBytes: 300,
   pids: 7,
   pidsLimit: 0,
   readBytes: 10,

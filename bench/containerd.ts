@@ -1,4 +1,3 @@
-import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
@@ -6,7 +5,7 @@ import { parseArgs } from 'node:util';
 import { BUSYBOX, Containerd, type ContainerdVersion, type Pod } from '../test/support/cluster/index.ts';
 import { ASSETS, REPO, until } from '../test/support/env.ts';
 import { bareBoot, buildBareInitrd } from './bare.ts';
-import { commitOf, type Figure, machineOf, median, memoryKib, timed } from './measure.ts';
+import { call, commitOf, type Figure, machineOf, median, memoryKib, timed } from './measure.ts';
 import { networkFigures } from './network.ts';
 import { writeReport } from './report.ts';
 
@@ -267,13 +266,6 @@ async function memory(containerd: Containerd): Promise<void> {
 /** The program by itself, as containerd calls it. */
 async function shim(containerd: Containerd, work: string): Promise<void> {
   const program = join(containerd.directory, 'bin/containerd-shim-kata-v2');
-  const call = async (directory: string, ...args: string[]): Promise<void> => {
-    const child = spawn(program, args, { cwd: directory, stdio: ['pipe', 'ignore', 'inherit'] });
-    child.stdin.on('error', () => {});
-    child.stdin.end();
-    const [code] = (await once(child, 'close')) as [number | null];
-    if (code !== 0) throw new Error(`${program} ${args.join(' ')} exited ${code}`);
-  };
   add({
     name: 'shim: file',
     unit: 'MiB',
@@ -283,13 +275,13 @@ async function shim(containerd: Containerd, work: string): Promise<void> {
   });
   const versions: number[] = [];
   const starts: number[] = [];
-  for (let i = 0; i < 3 * RUNS; i += 1) versions.push(await timed(() => call(work, '-v')));
+  for (let i = 0; i < 3 * RUNS; i += 1) versions.push(await timed(() => call(work, program, '-v')));
   for (let i = 0; i < RUNS; i += 1) {
     const bundle = mkdtempSync(join(work, 'bundle-'));
     writeFileSync(join(bundle, 'config.json'), JSON.stringify({ ociVersion: '1.0.2', annotations: {} }));
     const flags = ['-namespace', 'bench', '-address', containerd.socket, '-id', `start-${i}`];
-    starts.push(await timed(() => call(bundle, ...flags, 'start')));
-    await call(bundle, ...flags, '-bundle', bundle, 'delete');
+    starts.push(await timed(() => call(bundle, program, ...flags, 'start')));
+    await call(bundle, program, ...flags, '-bundle', bundle, 'delete');
   }
   await until(() => readdirSync(join(containerd.kataRoot, 'run/k')).length === 0, 'the started shims are gone');
   add({ name: 'shim: `-v`', unit: 'ms', samples: versions, aim: lower(2), upstream: '1.2-15 ms' });

@@ -1,4 +1,5 @@
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { cpus, release, totalmem } from 'node:os';
@@ -35,6 +36,15 @@ export async function timed(work: () => Promise<unknown>): Promise<number> {
   const start = process.hrtime.bigint();
   await work();
   return Number(process.hrtime.bigint() - start) / 1e6;
+}
+
+/** Runs a program in a directory, without input. Throws when it does not exit with 0. */
+export async function call(directory: string, program: string, ...args: string[]): Promise<void> {
+  const child = spawn(program, args, { cwd: directory, stdio: ['pipe', 'ignore', 'inherit'] });
+  child.stdin.on('error', () => {});
+  child.stdin.end();
+  const [code] = (await once(child, 'close')) as [number | null];
+  if (code !== 0) throw new Error(`${program} ${args.join(' ')} exited ${code}`);
 }
 
 /** Proportional set size and resident size of a process, KiB (proc(5), smaps_rollup). */

@@ -108,6 +108,13 @@ export function writeReport(directory: string): void {
     lines.push(...pictures(directory, containerd.figures, ['containerd-times.svg', 'containerd-memory.svg']));
     figures.push(...containerd.figures);
   }
+  const registry = read<Raw>('registry.json');
+  if (registry !== undefined) {
+    const [{ note = '' } = {}] = registry.figures;
+    lines.push('## From a registry', '', ...about(registry, 'registry.json'), `The image: ${note}.`, '');
+    lines.push(...table(registry.figures));
+    figures.push(...registry.figures);
+  }
   const missed = figures.filter((figure) => reached(figure) === false);
   const verdict = missed.map((figure) => figure.name).join('; ');
   lines.push(missed.length === 0 ? 'Every aim was reached.' : `Missed: ${verdict}.`, '');

@@ -204,7 +204,11 @@ export class Wire {
       while (this.stands && !to.destroyed) await pause(RATE_INTERVAL_MS);
       this.delivered += chunk.length;
       if (this.rate !== Number.POSITIVE_INFINITY) await pause((chunk.length / this.rate) * 1000);
-      if (!to.write(chunk)) await Promise.race([once(to, 'drain'), once(to, 'close')]);
+      if (to.write(chunk)) continue;
+      const waited = new AbortController();
+      const { signal } = waited;
+      await Promise.race([once(to, 'drain', { signal }), once(to, 'close', { signal })]);
+      waited.abort();
     }
     to.end();
   }

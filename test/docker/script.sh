@@ -38,6 +38,13 @@ e() {
   [ -s err ] && echo '2> (some words)'
   echo "exit $code"
 }
+# Waits, for a minute at most, until inspect says something of a container.
+comes() {
+  for _ in $(seq 120); do
+    [ "$("$CLI" inspect -f "$2" "$1" 2>/dev/null)" = "$3" ] && return
+    sleep 0.5
+  done
+}
 # Goes before a case and is not shown.
 quietly() { "$CLI" "$@" >/dev/null 2>&1 </dev/null; }
 
@@ -205,6 +212,23 @@ t ps -aq
 title autoremove
 quietly run --name gone --rm busybox true
 e inspect gone
+title restart-policy
+t run -d --restart on-failure:1 --name again busybox false
+comes again '{{.RestartCount}} {{.State.Status}}' '1 exited'
+t inspect -f '{{.RestartCount}} {{.State.Status}} {{.State.ExitCode}} {{json .HostConfig.RestartPolicy}}' again
+e run --rm --restart always busybox true
+e run --restart sometimes busybox true
+quietly rm -f again
+title health
+t run -d --name sick --health-cmd 'test -e /well' --health-interval 1s --health-retries 1 busybox sleep 1000
+comes sick '{{.State.Health.Status}}' unhealthy
+t ps --format '{{.Names}} {{.Status}}'
+t ps -q --filter health=healthy
+quietly exec sick touch /well
+comes sick '{{.State.Health.Status}}' healthy
+t inspect -f '{{.State.Health.Status}} {{.State.Health.FailingStreak}}' sick
+t ps --format '{{.Names}} {{.Status}}'
+quietly rm -f sick
 title cidfile
 quietly run --rm --cidfile id busybox true
 wc -c <id | tr -d ' '

@@ -21,6 +21,8 @@ export interface SandboxRequest {
 }
 
 /** Counters of one container; bytes and nanoseconds. */
+export type CopyOptions = CallOptions & { uid?: number; gid?: number };
+
 export interface ContainerStats {
   cpuNanos: number;
   cpuUserNanos: number;
@@ -100,8 +102,11 @@ export interface Agent {
    * then. Only with an agent that announced "network"; UNIMPLEMENTED otherwise.
    */
   applyNetwork(state: NetworkState, options?: CallOptions): Promise<NetworkState>;
-  /** Writes a small regular file of root's below /run/kata-containers/shared/containers/; parents are made. At most 1 MiB. */
-  copyFile(path: string, content: Uint8Array, mode: number, options?: CallOptions): Promise<void>;
+  /**
+   * Writes a small regular file, of root's unless told otherwise, below shared/containers/ or secrets/ of /run/kata-containers; parents
+   * are made. At most 1 MiB.
+   */
+  copyFile(path: string, content: Uint8Array, mode: number, options?: CopyOptions): Promise<void>;
   setGuestTime(unixMs: number, options?: CallOptions): Promise<void>;
   reseedRandom(data: Uint8Array, options?: CallOptions): Promise<void>;
   /** Prometheus text of agent and guest. */

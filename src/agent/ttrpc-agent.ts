@@ -5,7 +5,7 @@ import * as ext from '../rpc/agent_ext.ts';
 import { Empty } from '../rpc/google/protobuf/empty.ts';
 import { CheckRequest, HealthCheckResponse, HealthCheckResponse_ServingStatus } from '../rpc/health.ts';
 import type { TtrpcClient } from '../ttrpc/index.ts';
-import type { Agent, ContainerStats, GuestDetails, ResourceUpdate, SandboxRequest } from './agent.ts';
+import type { Agent, ContainerStats, CopyOptions, GuestDetails, ResourceUpdate, SandboxRequest } from './agent.ts';
 import { translateAgentError } from './error.ts';
 import { fromStats, toResourceUpdate, toStorage } from './translate.ts';
 
@@ -158,12 +158,14 @@ export class TtrpcAgent implements Agent {
     return answer.state ?? { links: [], addresses: [], routes: [], neighbours: [], rules: [] };
   }
 
-  async copyFile(path: string, content: Uint8Array, mode: number, options?: CallOptions): Promise<void> {
+  async copyFile(path: string, content: Uint8Array, mode: number, options?: CopyOptions): Promise<void> {
     const request = rpc.CopyFileRequest.fromPartial({
       path,
       file_size: BigInt(content.length),
       file_mode: S_IFREG | mode,
       dir_mode: 0o755,
+      uid: options?.uid ?? 0,
+      gid: options?.gid ?? 0,
       data: Buffer.from(content),
     });
     await this.#agent('CopyFile', rpc.CopyFileRequest, request, options);

@@ -25,7 +25,7 @@ export const ROUTES = {
   listContainers: { summary: 'Containers, newest first', query: s.ListQuery, answer: z.array(s.ContainerSummary) },
   createContainer: {
     summary: 'Creates a container from an image',
-    body: s.CreateContainer,
+    body: s.CreateContainerBody,
     answer: s.CreateAnswer,
     maxBodyBytes: PROCESS_BODY_BYTES,
     replay: true,
@@ -35,6 +35,7 @@ export const ROUTES = {
     summary: 'Starts a container, and its sandbox when it has none',
     body: s.StartBody,
     answer: s.StartAnswer,
+    maxBodyBytes: PROCESS_BODY_BYTES,
     replay: true,
   },
   stopContainer: { summary: 'Stop signal, grace, then SIGKILL', body: s.StopBody, answer: s.Empty },

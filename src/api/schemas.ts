@@ -35,6 +35,21 @@ export const RestartPolicy = z.strictObject({
   maximumRetryCount: z.number().int().min(0).default(0),
 });
 
+/** How a secret reaches the process. Its value is told apart from it, and stored nowhere. */
+export const SecretSpec = z.strictObject({
+  name: z.string().regex(/^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$/),
+  type: z.enum(['file', 'env']).default('file'),
+  /** Path of the file, or name of the variable. Absent: /run/secrets/<name>, or the secret's name. */
+  target: text(4096).optional(),
+  /** A file of the host that is read at every start. Absent: the value comes with the call. */
+  source: absolutePath.optional(),
+  uid: z.number().int().min(0).optional(),
+  gid: z.number().int().min(0).optional(),
+  mode: z.number().int().min(0).max(0o777).optional(),
+});
+/** By the secret's name, base64. */
+const secretValues = z.record(text(128), z.base64().max(700_000)).default({});
+
 /** Times in milliseconds. What is absent comes from the image; 0 is docker's default. */
 export const HealthCheckSpec = z.strictObject({
   /** ["NONE"], ["CMD", ARG, …] or ["CMD-SHELL", TEXT]. */
@@ -98,6 +113,7 @@ export const CreateContainer = z.strictObject({
   autoRemove: z.boolean().default(false),
   restart: RestartPolicy.default({ name: 'no', maximumRetryCount: 0 }),
   health: HealthCheckSpec.optional(),
+  secrets: z.array(SecretSpec).max(64).default([]),
   init: z.boolean().default(false),
   readOnly: z.boolean().default(false),
   capAdd: z.array(text(64)).max(64).default([]),
@@ -125,7 +141,10 @@ export const CreateContainer = z.strictObject({
   traceStartup: z.boolean().default(false),
 });
 
+export const CreateContainerBody = CreateContainer.extend({ secretValues });
+
 export const CreateExec = z.strictObject({
+  secretValues,
   args: z.array(text(131072)).min(1).max(100_000),
   env: z.array(text(131072)).max(100_000).default([]),
   workdir: absolutePath.optional(),
@@ -371,6 +390,8 @@ export const CreateAnswer = z.strictObject({
   shares: z.boolean(),
 });
 export const StartBody = z.strictObject({
+  /** In place of those that the engine knows, or knows no more. */
+  secretValues,
   /** Opens a stream before the first instruction of the container runs; its output waits (30 s) for the client. */
   attach: StreamRequest.optional(),
 });
@@ -524,7 +545,8 @@ export const ArmFailpoint = z.strictObject({ name: text(128), action: z.enum(['k
 export type UpdateContainer = z.infer<typeof UpdateBody>;
 export type HealthBody = z.infer<typeof HealthBody>;
 export type CreateContainer = z.infer<typeof CreateContainer>;
-export type CreateContainerInput = z.input<typeof CreateContainer>;
+export type CreateContainerInput = z.input<typeof CreateContainerBody>;
+export type SecretSpec = z.infer<typeof SecretSpec>;
 export type CreateExec = z.infer<typeof CreateExec>;
 export type CreateExecInput = z.input<typeof CreateExec>;
 export type MountSpec = z.infer<typeof MountSpec>;

@@ -105,7 +105,7 @@ async function serve(options: ApiServerOptions, request: IncomingMessage, respon
     }
     const run = async (resumed: boolean) => answerOf(options, endpoint, () => handler({ ...call, resumed }));
     const replayable = compiled.route.replay === true && call.requestId !== undefined;
-    const key = `${request.url}\n${text}`;
+    const key = `${request.url}\n${withoutSecrets(text)}`;
     send(
       response,
       replayable ? await options.replays.once(call.requestId ?? '', compiled.name, key, run) : await run(false),
@@ -114,6 +114,13 @@ async function serve(options: ApiServerOptions, request: IncomingMessage, respon
     if (response.headersSent) response.destroy();
     else send(response, failure(options, endpoint, error));
   }
+}
+
+/** What a kept digest is made of: names of secrets, and no value that could be guessed from it. */
+function withoutSecrets(text: string): string {
+  if (!text.includes('"secretValues"')) return text;
+  const { secretValues, ...rest } = JSON.parse(text) as Record<string, unknown>;
+  return JSON.stringify([rest, Object.keys(secretValues ?? {})]);
 }
 
 async function answerOf(options: ApiServerOptions, endpoint: string, work: () => unknown): Promise<Answer> {

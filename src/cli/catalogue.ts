@@ -76,6 +76,11 @@ export const CATALOGUE: Readonly<Record<ErrorCode, Explanation>> = {
     meaning: 'The host cannot give the memory, processors or slots asked for; the numbers stand in the message',
     remedy: 'ask for less',
   },
+  SECRET_MISSING: {
+    meaning:
+      'A secret of the container is nowhere any more: values from the environment end with the engine that got them',
+    remedy: '`kata start --secret NAME CONTAINER` gives it again; a secret with `src=FILE` is read at every start',
+  },
   SETUP_INCOMPLETE: {
     meaning: "A piece of the installation is missing or its build failed; the tool's last lines are the evidence",
     remedy: '`kata setup`',

@@ -9,6 +9,7 @@ import { parseMounts } from './mounts.ts';
 import { checkPlatform, FLAG_PLATFORM } from './platform.ts';
 import { FIXED_FLAGS } from './refused.ts';
 import { FLAG_RESTART, restartPolicy } from './restart-policy.ts';
+import { FLAG_SECRET, readSecrets } from './secrets.ts';
 import { checkSignal } from './signals.ts';
 
 const text = (long: string, value: string, help: string, more: Partial<FlagSpec> = {}): FlagSpec => ({
@@ -93,6 +94,7 @@ export const CREATE_FLAGS: readonly FlagSpec[] = [
   FLAG_RESTART,
   FLAG_PLATFORM,
   ...HEALTH_FLAGS,
+  FLAG_SECRET,
   bool('quiet', 'Do not show a pull', { short: 'q' }),
 ];
 
@@ -173,6 +175,7 @@ export function createRequest(
     ...choices(flags),
     ...restart(flags),
     ...healthCheck(flags),
+    ...readSecrets(flags, caller),
     ...strings(flags),
     ...numbers(flags),
     ...command(flags.string('entrypoint'), args),

@@ -16,6 +16,7 @@ import { checkLayers, guestRootfs, hostMounts } from '../storage/index.ts';
 import { Container } from './container.ts';
 import type { ContainerSet } from './container-set.ts';
 import { specOf } from './plan.ts';
+import { checkSecrets } from './secrets.ts';
 import { anonymousVolumeName, type Volumes } from './volumes.ts';
 
 const MAX_IMAGE_VOLUMES = 256;
@@ -59,6 +60,7 @@ async function store(
   identity: { id: string; name: string; requestId: string | undefined },
 ): Promise<Container> {
   const { id, name, requestId } = identity;
+  checkSecrets(config.secrets);
   if (config.autoRemove && config.restart.name !== 'no')
     throw new KataError('INVALID_ARGUMENT', 'a container is either removed or started again when it ends', {
       hint: 'leave out --rm or --restart',

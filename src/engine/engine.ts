@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import type { CreateContainer } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
 import type { ImageStore, ResolvedImage } from '../image/index.ts';
-import type { Process } from '../oci/index.ts';
+import { mergeEnv, type Process } from '../oci/index.ts';
 import type {
   Assets,
   ContainerPlan,
@@ -27,6 +27,7 @@ import { Filling } from './filling.ts';
 import { HealthChecks } from './health.ts';
 import { planOf, specOf } from './plan.ts';
 import { afterRun, Restarts } from './restart.ts';
+import { Secrets } from './secrets.ts';
 import { Volumes } from './volumes.ts';
 
 export interface EnginePaths {
@@ -65,6 +66,7 @@ export class Engine {
   readonly volumes: Volumes;
   readonly filling: Filling;
   readonly events: Events;
+  readonly secrets = new Secrets();
   readonly restarts = new Restarts();
   readonly healthChecks = new HealthChecks(this);
   readonly sandboxes = new Map<string, Sandbox>();
@@ -165,7 +167,8 @@ export class Engine {
 
   /** What an exec of the container inherits. */
   processOf(container: Container): Process {
-    return specOf(container.record, guestRootfs(container.id), []).process;
+    const { process } = specOf(container.record, guestRootfs(container.id), []);
+    return { ...process, env: mergeEnv(process.env, this.secrets.environmentOf(container)) };
   }
 
   /** The sandbox of a container that is in one. NOT_RUNNING. */
@@ -255,6 +258,7 @@ export class Engine {
     await container.mutex.run(async () => {
       if (container.isRemoved) return;
       this.restarts.cancel(container);
+      this.secrets.forget(container);
       // A removal that could not be finished has been told.
       const exit = exitOf(container.state);
       const told: Announcement[] = [['destroy', exit === undefined ? {} : { exitCode: String(exit.code) }]];

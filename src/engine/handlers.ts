@@ -12,6 +12,7 @@ import { checkOf } from './health.ts';
 import * as lifecycle from './lifecycle.ts';
 import { pendingRestart } from './restart.ts';
 import { findLogs, setAgentLogLevel } from './sandbox-logs.ts';
+import { checkValues, secretEnvironment } from './secrets.ts';
 import { update } from './update.ts';
 
 /** Calls about containers, as the API's routes name them. `ready` settles when recovery is done. */
@@ -31,9 +32,11 @@ export function containerHandlers(engine: Engine, ready: Promise<void>): Handler
       const corrupt = all && Object.keys(query.filters).length === 0 ? engine.containers.corrupt : [];
       return [...known, ...corrupt.map(corruptSummary)].sort((a, b) => b.createdAt.localeCompare(a.createdAt));
     },
-    createContainer: async ({ body, requestId }) => {
+    createContainer: async ({ body: { secretValues, ...config }, requestId }) => {
       await ready;
-      const container = await engine.create(body, requestId);
+      checkValues(config.secrets, secretValues);
+      const container = await engine.create(config, requestId);
+      engine.secrets.remember(container, secretValues);
       return {
         id: container.id,
         name: container.record.name,
@@ -44,6 +47,7 @@ export function containerHandlers(engine: Engine, ready: Promise<void>): Handler
     inspectContainer: async ({ path }) => detailsOf(engine, await find(path.id)),
     startContainer: async ({ path, body, requestId, resumed }) => {
       const container = await find(path.id);
+      engine.secrets.remember(container, body.secretValues);
       const stream = await lifecycle.start(engine, container, { attach: body.attach, requestId, resumed });
       const { startup, config } = container.record;
       return {
@@ -245,7 +249,7 @@ async function exec(engine: Engine, container: Container, call: Call<'createExec
         containerId: container.id,
         args: body.args,
         terminal: body.tty,
-        process: buildExecProcess(process, body),
+        process: buildExecProcess(process, { ...body, env: [...body.env, ...secretEnvironment(body.secretValues)] }),
         stdin: body.stdin,
         attach: body.attach ? wish : undefined,
       },

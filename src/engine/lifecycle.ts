@@ -121,7 +121,7 @@ class Attempt {
     let plan: ContainerPlan | undefined;
     try {
       await this.#engine.filling.begin(container);
-      plan = this.#engine.planOf(container);
+      plan = this.#engine.secrets.addTo(this.#engine.planOf(container), container);
       const host = this.#joins();
       sandbox = host ?? (await this.#newSandbox(plan));
       container.apply(

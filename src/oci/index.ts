@@ -5,6 +5,7 @@ export * from './container-path.ts';
 export { INIT_PATH } from './defaults.ts';
 export * from './digest.ts';
 export * from './effective-config.ts';
+export { mergeEnv } from './environment.ts';
 export * from './health.ts';
 export * from './image-spec.ts';
 export * from './reference.ts';

@@ -10,6 +10,16 @@ export interface GuestFile {
   content: string;
 }
 
+/** Content that must not be kept on the host. */
+export interface SecretFile {
+  /** In the guest. */
+  path: string;
+  content: Uint8Array;
+  mode: number;
+  uid: number;
+  gid: number;
+}
+
 /** One container as its sandbox creates it: plain data. */
 export interface ContainerPlan {
   containerId: string;
@@ -20,6 +30,7 @@ export interface ContainerPlan {
   /** The creation copies content of the image into volumes, which takes its time. These shares end with it. */
   filling?: { shares: readonly string[] };
   files: readonly GuestFile[];
+  secrets?: readonly SecretFile[];
   spec: Spec;
   stdin: boolean;
   stdinOnce: boolean;

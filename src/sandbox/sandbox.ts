@@ -178,7 +178,14 @@ export class Sandbox {
     const { keeper, agent, machine } = this.links;
     const { containerId } = plan;
     const sharedDir = this.#record.shared === 'no' ? undefined : join(this.runDir, 'shared');
-    await phases.time('files', () => writeGuestFiles(agent, sharedDir, plan.files, signal));
+    await phases.time('files', () =>
+      Promise.all([
+        writeGuestFiles(agent, sharedDir, plan.files, signal),
+        ...(plan.secrets ?? []).map(({ path, content, mode, uid, gid }) =>
+          agent.copyFile(path, content, mode, { signal, uid, gid }),
+        ),
+      ]),
+    );
     failpoint('start.files-copied');
     const storages = [...plan.rootfs.mounts((id) => machineOf(machine).addressOf(id)), ...(plan.storages ?? [])];
     if (this.#record.shared === 'container' && needsSharing(plan)) storages.unshift(SHARED_MOUNT);

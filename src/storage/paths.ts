@@ -2,6 +2,8 @@ import { createHash } from 'node:crypto';
 
 /** Paths in the guest; docs/ARCHITECTURE.md, "The guest". */
 export const GUEST_SHARED = '/run/kata-containers/shared/containers/';
+/** In the guest's own memory; the host shares nothing there. */
+export const GUEST_SECRETS = '/run/kata-containers/secrets/';
 export const GUEST_SHM = '/run/kata-containers/sandbox/shm';
 export const SHARED_TAG = 'kataShared';
 

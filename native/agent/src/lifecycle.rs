@@ -272,6 +272,7 @@ async fn empty(container: &Container) -> Result<()> {
 }
 
 fn remove_directories(agent: &Agent, id: &str) {
+    let _ = std::fs::remove_dir_all(agent.options.run_dir.join("secrets").join(id));
     // Only empty ones: anything inside belongs to somebody.
     for directory in [agent.options.run_dir.join(id), agent.options.run_dir.join("image").join(id)] {
         let _ = std::fs::remove_dir(directory);

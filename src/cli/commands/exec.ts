@@ -4,6 +4,7 @@ import type { Command } from '../command.ts';
 import { DEFAULT_DETACH_KEYS, parseDetachKeys } from '../detach.ts';
 import type { Flags } from '../flags.ts';
 import { readEnvironment } from '../key-values.ts';
+import { FLAG_SECRET, readSecretVariables } from '../secrets.ts';
 import { checkTty, runSession } from '../session.ts';
 import { outputTerminal, terminalSize } from '../terminal.ts';
 
@@ -17,6 +18,10 @@ export const command: Command = {
     { long: 'detach', short: 'd', kind: 'bool', help: 'Run in the background; output is discarded' },
     { long: 'env', short: 'e', kind: 'list', value: 'NAME[=VALUE]', help: 'Set an environment variable' },
     { long: 'env-file', kind: 'list', value: 'FILE', help: 'Read environment variables from a file' },
+    {
+      ...FLAG_SECRET,
+      help: 'Give the process a secret as a variable: NAME, or id=NAME and src=FILE or env=VARIABLE, target',
+    },
     { long: 'workdir', short: 'w', kind: 'string', value: 'DIR', help: 'Working directory' },
     { long: 'user', short: 'u', kind: 'string', value: 'USER[:GROUP]', help: 'Name or id of the user' },
     { long: 'privileged', kind: 'bool', help: 'Give the process all capabilities within the virtual machine' },
@@ -52,6 +57,7 @@ function execBody(flags: Flags, args: string[], env: NodeJS.ProcessEnv): CreateE
   return {
     args,
     env: readEnvironment(flags.list('env-file'), flags.list('env'), env),
+    secretValues: readSecretVariables(flags, { env, cwd: process.cwd() }),
     tty,
     stdin: flags.bool('interactive') && !detach,
     privileged: flags.bool('privileged'),

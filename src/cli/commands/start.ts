@@ -5,6 +5,7 @@ import { DEFAULT_DETACH_KEYS, parseDetachKeys } from '../detach.ts';
 import { forEachName } from '../each.ts';
 import type { Flags } from '../flags.ts';
 import { REFUSED_START_FLAGS } from '../refused.ts';
+import { FLAG_SECRET, readSecrets } from '../secrets.ts';
 import { checkTty, runSession } from '../session.ts';
 import { printStartup } from '../startup.ts';
 
@@ -20,6 +21,10 @@ export const command: Command = {
       help: 'Attach to output, hand on signals, and exit as the process does',
     },
     { long: 'interactive', short: 'i', kind: 'bool', help: "Attach the container's standard input too" },
+    {
+      ...FLAG_SECRET,
+      help: 'Give a secret again that the engine does not know any more: NAME or id=NAME,env=VARIABLE',
+    },
     { long: 'sig-proxy', kind: 'bool', help: 'Hand on signals to the process', default: 'true' },
     { long: 'detach-keys', kind: 'string', value: 'KEYS', help: 'Keys that detach', default: DEFAULT_DETACH_KEYS },
   ],
@@ -29,15 +34,16 @@ export const command: Command = {
   examples: ['kata start web', 'kata start -ai shell'],
   async run(context, flags) {
     await context.ensureSetup(['base', 'vsock']);
-    if (flags.bool('attach') || flags.bool('interactive')) return startAttached(context, flags);
+    const { secretValues } = readSecrets(flags, { env: context.env, cwd: process.cwd() });
+    if (flags.bool('attach') || flags.bool('interactive')) return startAttached(context, flags, secretValues);
     return forEachName(context, flags.args, async (name) => {
-      const { startup } = await context.call('startContainer', { path: { id: name }, body: {} });
+      const { startup } = await context.call('startContainer', { path: { id: name }, body: { secretValues } });
       await printStartup(context, startup);
     });
   },
 };
 
-async function startAttached(context: Context, flags: Flags): Promise<number> {
+async function startAttached(context: Context, flags: Flags, secretValues: Record<string, string>): Promise<number> {
   const [container = '', ...others] = flags.args;
   if (others.length > 0)
     throw new KataError('INVALID_ARGUMENT', 'you cannot start and attach multiple containers at once');
@@ -46,7 +52,7 @@ async function startAttached(context: Context, flags: Flags): Promise<number> {
   checkTty(stdin, details.config.tty);
   const started = await context.call('startContainer', {
     path: { id: details.id },
-    body: { attach: { stdin, stdout: true, stderr: true } },
+    body: { attach: { stdin, stdout: true, stderr: true }, secretValues },
   });
   if (started.stream === undefined)
     throw new KataError('CONFLICT', `container ${container} is already running`, {

@@ -188,6 +188,7 @@ export function details(more: Partial<ContainerDetails> = {}): ContainerDetails 
       labels: {},
       autoRemove: false,
       restart: { name: 'no', maximumRetryCount: 0 },
+      secrets: [],
       init: false,
       readOnly: false,
       capAdd: [],

@@ -58,7 +58,13 @@ pub fn remove_stale_mounts(agent: &Rc<Agent>, _: RemoveStaleVirtiofsShareMountsR
 }
 
 pub fn copy_file(agent: &Rc<Agent>, request: CopyFileRequest) -> Result<Empty> {
-    let base = agent.options.run_dir.join("shared/containers");
+    // Never on a file system that the host shares.
+    let secrets = agent.options.run_dir.join("secrets");
+    let base = if Path::new(&request.path).starts_with(&secrets) {
+        secrets
+    } else {
+        agent.options.run_dir.join("shared/containers")
+    };
     if let Err(error) = std::fs::create_dir_all(&base) {
         return Err(crate::failure::internal(format!("copy: create {}: {error}", base.display())));
     }

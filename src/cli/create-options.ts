@@ -175,7 +175,7 @@ export function createRequest(
     ...choices(flags),
     ...restart(flags),
     ...healthCheck(flags),
-    ...readSecrets(flags, caller),
+    ...(flags.has('secret') ? readSecrets(flags, caller) : {}),
     ...strings(flags),
     ...numbers(flags),
     ...command(flags.string('entrypoint'), args),

@@ -92,6 +92,16 @@ export interface EngineInfo {
   sandboxes: number;
 }
 
+/** This process becomes the engine. */
+export function becomeEngine({ locations, env }: Starter): never {
+  mkdirSync(locations.run, { recursive: true, mode: 0o700 });
+  const argv = engineCommand(locations, env);
+  const variables = Object.entries(engineEnvironment(env, locations)).filter(([, value]) => value !== undefined);
+  process.chdir('/');
+  process.execve?.(argv[0] ?? '', argv, Object.fromEntries(variables) as Record<string, string>);
+  throw new KataError('INTERNAL', 'the engine was not executed', { phase: 'engine-start' });
+}
+
 /** Rejects when the engine ends before it listens; one that only lost the lock to another is no failure, unless `locked` says so. */
 function failure(child: ChildProcess, locations: Locations, locked?: string): Promise<never> {
   return new Promise((_, fail) => {

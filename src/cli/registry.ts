@@ -67,7 +67,7 @@ function installationEntries(): Entry[] {
     { name: 'setup', summary: 'Build and fetch what is needed', section, load: () => import('./commands/setup.ts') },
     {
       name: 'install',
-      summary: 'Make containerd use virtual machines',
+      summary: 'Make containerd use virtual machines, or systemd start the engine',
       section,
       load: () => import('./commands/install.ts'),
     },
@@ -84,6 +84,12 @@ function installationEntries(): Entry[] {
       load: () => import('./commands/config.ts'),
     },
     { name: 'guest', summary: 'Manage guest images', section, load: () => import('./commands/guest.ts') },
+    {
+      name: 'support-bundle',
+      summary: 'Collect what a report of a problem needs',
+      section,
+      load: () => import('./commands/support-bundle.ts'),
+    },
     { name: 'engine', summary: 'Replace the engine', section, load: () => import('./commands/engine.ts') },
     {
       name: 'explain',

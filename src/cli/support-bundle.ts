@@ -3,7 +3,6 @@ import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { createGzip } from 'node:zlib';
-import { pack } from 'tar-stream';
 import { KataError } from '../base/index.ts';
 import { loadChecks } from '../setup/index.ts';
 import type { Context } from './context.ts';
@@ -12,6 +11,9 @@ import type { Context } from './context.ts';
 const MAX_FILE_BYTES = 6 * 2 ** 20;
 /** Shorter values are words that stand everywhere. */
 const MIN_HIDDEN_LENGTH = 6;
+const TAR_BLOCK_BYTES = 512;
+/** Of a container in a path, which a member's header has 100 bytes for. */
+const MAX_NAME_LENGTH = 50;
 const LEFT_OUT = '<left out>';
 const SANDBOX_FILES = ['agent.log', 'console.log', 'keeper.log', 'vmm.stderr', 'vsock.stderr', 'ended.json'];
 const ENGINE_FILES = ['katad.log', 'events.jsonl'];
@@ -41,18 +43,23 @@ export async function writeSupportBundle(context: Context, names: readonly strin
   const bundle: Bundle = { files: new Map([['README.txt', ABOUT]]), problems: [], hidden: new Set() };
   for (const name of names) await attempt(bundle, name, () => addContainer(context, bundle, name));
   const { run } = context.locations;
-  for (const name of ENGINE_FILES) for (const file of [`${name}.1`, name]) addFile(bundle, `engine/${file}`, join(run, file));
-  await attempt(bundle, 'versions', async () => addJson(bundle, 'engine/version.json', await context.call('version', {})));
+  for (const name of ENGINE_FILES)
+    for (const file of [`${name}.1`, name]) addFile(bundle, `engine/${file}`, join(run, file));
+  await attempt(bundle, 'versions', async () =>
+    addJson(bundle, 'engine/version.json', await context.call('version', {})),
+  );
   await attempt(bundle, 'host', async () => {
     const { checkHost } = await loadChecks();
     addJson(bundle, 'host.json', await checkHost(context.locations));
   });
   bundle.files.set('problems.txt', bundle.problems.map((line) => `${line}\n`).join(''));
-  const archive = pack();
   const hide = hider(bundle.hidden);
-  for (const [name, text] of bundle.files) archive.entry({ name: `kata-support/${name}`, mode: 0o600 }, hide(text));
-  archive.finalize();
-  await pipeline(Readable.from(archive), createGzip(), createWriteStream(path, { flags: 'wx', mode: 0o600 }));
+  const blocks = [...bundle.files].flatMap(([name, text]) => member(`kata-support/${name}`, Buffer.from(hide(text))));
+  await pipeline(
+    Readable.from([...blocks, Buffer.alloc(2 * TAR_BLOCK_BYTES)]),
+    createGzip(),
+    createWriteStream(path, { flags: 'wx', mode: 0o600 }),
+  );
 }
 
 async function addContainer(context: Context, bundle: Bundle, name: string): Promise<void> {
@@ -62,7 +69,7 @@ async function addContainer(context: Context, bundle: Bundle, name: string): Pro
     if (entry.includes('=') && value.length >= MIN_HIDDEN_LENGTH) bundle.hidden.add(value);
   }
   const named = (env: readonly string[]): string[] => env.map((entry) => `${entry.split('=', 1)[0]}=${LEFT_OUT}`);
-  const dir = `containers/${details.name}`;
+  const dir = `containers/${details.name.slice(0, MAX_NAME_LENGTH)}`;
   addJson(bundle, `${dir}/inspect.json`, {
     ...details,
     config: { ...details.config, env: named(details.config.env) },
@@ -99,7 +106,8 @@ function addFile(bundle: Bundle, name: string, path: string): void {
       closeSync(file);
     }
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') bundle.problems.push(`${name}: ${(error as Error).message}`);
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT')
+      bundle.problems.push(`${name}: ${(error as Error).message}`);
   }
 }
 
@@ -108,4 +116,26 @@ function hider(values: ReadonlySet<string>): (text: string) => string {
   const forms = [...values].flatMap((value) => [value, JSON.stringify(value).slice(1, -1)]);
   const sorted = [...new Set(forms)].sort((a, b) => b.length - a.length);
   return (text) => sorted.reduce((left, value) => left.replaceAll(value, LEFT_OUT), text);
+}
+
+/** A regular file in a tar archive (POSIX ustar), with its padding. */
+function member(name: string, content: Buffer): Buffer[] {
+  const header = Buffer.alloc(TAR_BLOCK_BYTES);
+  const octal = (value: number, offset: number, width: number): void => {
+    header.write(value.toString(8).padStart(width - 1, '0'), offset);
+  };
+  header.write(name, 0, 100);
+  octal(0o600, 100, 8);
+  octal(0, 108, 8);
+  octal(0, 116, 8);
+  octal(content.length, 124, 12);
+  octal(Math.floor(Date.now() / 1000), 136, 12);
+  header.write('        0', 148);
+  header.write('ustar\u000000', 257);
+  octal(
+    header.reduce((sum, byte) => sum + byte, 0),
+    148,
+    7,
+  );
+  return [header, content, Buffer.alloc((TAR_BLOCK_BYTES - (content.length % TAR_BLOCK_BYTES)) % TAR_BLOCK_BYTES)];
 }

@@ -27,4 +27,23 @@ const replace: Command = {
   },
 };
 
-export const command = group('engine', 'Manage the engine', [replace]);
+const run: Command = {
+  name: 'engine run',
+  summary: 'Be the engine, for a service manager that starts it',
+  usage: '',
+  flags: [],
+  minArguments: 0,
+  maxArguments: 0,
+  examples: ['kata engine run'],
+  notes: [
+    'Every command starts the engine that it needs; this is for the service of `kata install --systemd`. Exits 75 when another engine ' +
+      'serves this state root. It leaves the control groups that it was started in.',
+  ],
+  async run(context) {
+    await context.ensureSetup(['base']);
+    const { becomeEngine } = await import('../engine.ts');
+    return becomeEngine(context);
+  },
+};
+
+export const command = group('engine', 'Manage the engine', [replace, run]);

@@ -68,7 +68,8 @@ export const ContainerRecord = z.object({
   createdAt: z.string(),
   /** Of the request that made it: a replay finds its container. */
   requestId: z.string().optional(),
-  config: CreateContainer,
+  // An older engine passes over options that it does not know.
+  config: CreateContainer.strip(),
   imageId: z.string(),
   /** As the image and the options resolve to. */
   process: z.object({

@@ -59,8 +59,12 @@ const handlers: Handlers = {
     aborted();
   },
 };
+const replayKeys: string[] = [];
 const replays: Replays = {
-  once: async (_id, _endpoint, _body, work): Promise<Answer> => work(true),
+  once: async (_id, _endpoint, body, work): Promise<Answer> => {
+    replayKeys.push(body);
+    return work(true);
+  },
 };
 let server: Server;
 
@@ -205,4 +209,19 @@ test('events come as lines until they end or the reader stops', async () => {
 
 test('nobody listening is ENGINE_UNAVAILABLE', async () => {
   await assert.rejects(new ApiClient(join(dir, 'none.sock')).call('version', {}), { code: 'ENGINE_UNAVAILABLE' });
+});
+
+test('what a replay is known by holds names of secrets and no value', async () => {
+  const ask = (value: string) =>
+    client.call(
+      'createContainer',
+      { body: { image: 'x', secrets: [{ name: 'TOKEN' }], secretValues: { TOKEN: value } } },
+      { requestId: 'with-a-secret' },
+    );
+  replayKeys.length = 0;
+  for (const value of ['b25l', 'dHdv']) await ask(value);
+  const [first = '', second] = replayKeys;
+  assert.equal(first, second);
+  assert.match(first, /TOKEN/);
+  assert.doesNotMatch(first, /b25l/);
 });

@@ -35,6 +35,10 @@ export interface ContainerStats {
   memoryLimitBytes: number;
   /** Of the page cache, part of memoryBytes. */
   memoryCacheBytes: number;
+  /** The share of it that nobody used lately. */
+  memoryInactiveBytes: number;
+  /** Of processes, not of files. */
+  memoryAnonBytes: number;
   /** All that the kernel can take back, in use or not. */
   memoryReclaimableBytes: number;
   pids: number;

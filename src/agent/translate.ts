@@ -173,8 +173,10 @@ export function fromStats(response: StatsContainerResponse): ContainerStats {
     memoryBytes: Number(memory?.usage?.usage ?? 0n),
     memoryMaxBytes: Number(memory?.usage?.max_usage ?? 0n),
     memoryLimitBytes: limit(memory?.usage?.limit),
-    // Files of a tmpfs are in the cache and stay there; an agent that tells no more than that is believed.
-    memoryCacheBytes: Number(memory?.stats.inactive_file ?? memory?.cache ?? 0n),
+    memoryCacheBytes: Number(memory?.cache ?? 0n),
+    // Files of a tmpfs are in the cache and stay there; of an agent that tells no more all of it counts as a fresh cache.
+    memoryInactiveBytes: Number(memory?.stats.inactive_file ?? memory?.cache ?? 0n),
+    memoryAnonBytes: Number(memory?.stats.anon ?? (memory?.usage?.usage ?? 0n) - (memory?.cache ?? 0n)),
     memoryReclaimableBytes: Number((memory?.stats.file ?? memory?.cache ?? 0n) - (memory?.stats.shmem ?? 0n)),
     pids: Number(pids?.current ?? 0n),
     pidsLimit: limit(pids?.limit),

@@ -163,7 +163,7 @@ export async function statsOf(engine: Engine, container: Container): Promise<Con
     cpuNanos: stats.cpuNanos,
     vcpus: sandbox.record.vcpus,
     // As docker: what the page cache could give back is not in use.
-    memoryUsageBytes: Math.max(0, stats.memoryBytes - stats.memoryCacheBytes),
+    memoryUsageBytes: Math.max(0, stats.memoryBytes - stats.memoryInactiveBytes),
     memoryLimitBytes: limit > 0 && limit < sandbox.record.memoryBytes ? limit : sandbox.record.memoryBytes,
     pids: stats.pids,
     pidsLimit: stats.pidsLimit,

@@ -27,6 +27,8 @@ export function summed(all: readonly ContainerStats[]): ContainerStats {
     memoryBytes: sum('memoryBytes'),
     memoryMaxBytes: sum('memoryMaxBytes'),
     memoryCacheBytes: sum('memoryCacheBytes'),
+    memoryInactiveBytes: sum('memoryInactiveBytes'),
+    memoryAnonBytes: sum('memoryAnonBytes'),
     memoryReclaimableBytes: sum('memoryReclaimableBytes'),
     // One without a limit leaves the sum without.
     memoryLimitBytes: all.every((stats) => stats.memoryLimitBytes > 0) ? sum('memoryLimitBytes') : 0,
@@ -40,11 +42,11 @@ export function summed(all: readonly ContainerStats[]): ContainerStats {
 
 const big = (value: number): bigint => BigInt(Math.max(0, Math.round(value)));
 
-/** Of the page cache only the inactive share is told: what a working set is without. */
 function version1(stats: ContainerStats): Uint8Array {
   const cache = big(stats.memoryCacheBytes);
   const limit = stats.memoryLimitBytes === 0 ? UNLIMITED_1 : big(stats.memoryLimitBytes);
-  const resident = big(stats.memoryBytes - stats.memoryCacheBytes);
+  const resident = big(stats.memoryAnonBytes);
+  const inactive = big(stats.memoryInactiveBytes);
   const metrics = cgroups1.Metrics.fromPartial({
     pids: { current: big(stats.pids), limit: big(stats.pidsLimit) },
     cpu: {
@@ -56,8 +58,8 @@ function version1(stats: ContainerStats): Uint8Array {
       rss: resident,
       total_cache: cache,
       total_rss: resident,
-      total_inactive_file: cache,
-      inactive_file: cache,
+      total_inactive_file: inactive,
+      inactive_file: inactive,
       hierarchical_memory_limit: limit,
       usage: { usage: big(stats.memoryBytes), max: big(stats.memoryMaxBytes), limit },
     },
@@ -95,9 +97,9 @@ function version2(stats: ContainerStats): Uint8Array {
       usage: big(stats.memoryBytes),
       max_usage: big(stats.memoryMaxBytes),
       usage_limit: stats.memoryLimitBytes === 0 ? UNLIMITED_2 : big(stats.memoryLimitBytes),
-      anon: big(stats.memoryBytes - stats.memoryCacheBytes),
+      anon: big(stats.memoryAnonBytes),
       file: big(stats.memoryCacheBytes),
-      inactive_file: big(stats.memoryCacheBytes),
+      inactive_file: big(stats.memoryInactiveBytes),
     },
     io: { usage: [{ rbytes: big(stats.readBytes), wbytes: big(stats.writeBytes) }] },
   });

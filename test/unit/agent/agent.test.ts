@@ -193,6 +193,19 @@ test('statistics: "no limit" is 0, what is missing is 0', () => {
     [stats.cpuNanos, stats.memoryBytes, stats.memoryMaxBytes, stats.memoryLimitBytes, stats.memoryCacheBytes],
     [5, 20, 30, 0, 10],
   );
+  assert.deepEqual([stats.memoryInactiveBytes, stats.memoryAnonBytes, stats.memoryReclaimableBytes], [10, 10, 10]);
+  const told = fromStats(
+    StatsContainerResponse.fromPartial({
+      cgroup_stats: {
+        memory_stats: {
+          cache: 10n,
+          usage: { usage: 20n },
+          stats: { file: 10n, inactive_file: 3n, anon: 8n, shmem: 4n },
+        },
+      },
+    }),
+  );
+  assert.deepEqual([told.memoryInactiveBytes, told.memoryAnonBytes, told.memoryReclaimableBytes], [3, 8, 6]);
   assert.deepEqual([stats.pids, stats.pidsLimit, stats.readBytes, stats.writeBytes], [2, 0, 8, 9]);
   assert.equal(stats.networks[0]?.name, 'eth0\uFFFD');
 });

@@ -360,6 +360,8 @@ export class FakeKeeper {
             memoryMaxBytes: 8192,
             memoryLimitBytes: 0,
             memoryCacheBytes: 0,
+            memoryInactiveBytes: 0,
+            memoryAnonBytes: 0,
             memoryReclaimableBytes: 0,
           },
           ...{ pids: 2, pidsLimit: 0, readBytes: 0, writeBytes: 0, networks: [] },

@@ -107,6 +107,8 @@ test('a pod’s counters are its containers’ together', () => {
       memoryMaxBytes: 120,
       memoryLimitBytes: 200,
       memoryCacheBytes: 30,
+      memoryInactiveBytes: 30,
+      memoryAnonBytes: 70,
       memoryReclaimableBytes: 30,
       pids: 3,
       pidsLimit: 5,

@@ -13,7 +13,9 @@ const STATS = {
   memoryBytes: 1000,
   memoryMaxBytes: 2000,
   memoryLimitBytes: 4096,
-  memoryCacheBytes: 300,
+  memoryCacheBytes: 400,
+  memoryInactiveBytes: 300,
+  memoryAnonBytes: 500,
   memoryReclaimableBytes: 300,
   pids: 7,
   pidsLimit: 0,
@@ -28,6 +30,7 @@ test('cgroup v1: the working set that kubelet computes is what is not cache', ()
   const { cpu, memory, pids, blkio, network } = cgroups1.Metrics.decode(any.value);
   assert.deepEqual(cpu?.usage, { total: 3_000_000n, user: 2_000_000n, kernel: 1_000_000n, per_cpu: [] });
   assert.equal((memory?.usage?.usage ?? 0n) - (memory?.total_inactive_file ?? 0n), 700n);
+  assert.deepEqual([memory?.cache, memory?.rss], [400n, 500n]);
   assert.equal(memory?.usage?.limit, 4096n);
   assert.equal(pids?.current, 7n);
   assert.deepEqual(
@@ -47,5 +50,6 @@ test('cgroup v2: microseconds; no limit is all ones', () => {
   assert.deepEqual([cpu?.usage_usec, cpu?.user_usec, cpu?.system_usec], [3000n, 2000n, 1000n]);
   assert.equal(memory?.usage_limit, 2n ** 64n - 1n);
   assert.equal((memory?.usage ?? 0n) - (memory?.inactive_file ?? 0n), 700n);
+  assert.deepEqual([memory?.file, memory?.anon], [400n, 500n]);
   assert.equal(io?.usage[0]?.wbytes, 20n);
 });

@@ -69,6 +69,20 @@ for (const [form, make] of Object.entries(FORMS))
       for (const each of resolved.layers) assert.equal((await readFile(each.path)).length, each.sizeBytes);
     });
 
+test("docker's health check of an image is kept; a broken one refuses the image", async (t) => {
+  const { dir, store } = await storeIn(t);
+  const config = {
+    Healthcheck: { Test: ['CMD', 'x'], Interval: 5e9, Retries: 2, Unknown: 1 },
+    Shell: ['/bin/ash', '-c'],
+  };
+  await store.load(await writeArchive(dir, archiveOf(layoutFiles([image({ config })]))));
+  const found = (await store.resolve('app:1')).config.config;
+  assert.deepEqual(found?.Healthcheck, { Test: ['CMD', 'x'], Interval: 5e9, Retries: 2 });
+  assert.deepEqual(found?.Shell, ['/bin/ash', '-c']);
+  const broken = layoutFiles([image({ config: { Healthcheck: { Test: 'x', Interval: -1 } } })]);
+  await assert.rejects(store.load(await writeArchive(dir, archiveOf(broken))), { code: 'IMAGE_INVALID' });
+});
+
 test('loads a layout directory, and members in any order', async (t) => {
   const { dir, store } = await storeIn(t);
   const files = layoutFiles([image()]);

@@ -9,6 +9,7 @@ import { type Doors, type Engine, type EnginePaths, findTool, type ServeOptions,
 import { qemu } from './hypervisor/index.ts';
 import { ImageStore } from './image/index.ts';
 import {
+  applyFilter,
   bootId,
   CGROUP_PARENT,
   chooseAccelerator,
@@ -16,6 +17,9 @@ import {
   createExt4Disk,
   createHostCgroup,
   type EngineIdentity,
+  hasIpv6,
+  hostSearchDomains,
+  hostSubnets,
   hostTscKhz,
   identifyProcess,
   KeeperClient,
@@ -146,6 +150,13 @@ const sandboxHost = (paths: EnginePaths, cgroupParent: string, engine: SandboxSe
   setOomScore,
   removeCgroup: removeHostCgroup,
   killCgroup,
+  applyFilter,
+  networkFacts: () => ({
+    subnets: hostSubnets(),
+    ipv6: hasIpv6(),
+    searchDomains: hostSearchDomains(),
+    vhostNet: existsSync('/dev/vhost-net'),
+  }),
   makeDisk: async (path, sizeBytes, mkfs, options) => {
     const temporary = `${path}.tmp`;
     await rm(temporary, { force: true });

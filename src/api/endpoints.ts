@@ -40,6 +40,10 @@ export const ENDPOINTS = {
   createVolume: ['POST', '/v1/volumes'],
   inspectVolume: ['GET', '/v1/volumes/{name}'],
   removeVolume: ['DELETE', '/v1/volumes/{name}'],
+  listNetworks: ['GET', '/v1/networks'],
+  createNetwork: ['POST', '/v1/networks'],
+  inspectNetwork: ['GET', '/v1/networks/{name}'],
+  removeNetwork: ['DELETE', '/v1/networks/{name}'],
   openDoor: ['POST', '/v1/doors/{uid}'],
   shutdown: ['POST', '/v1/shutdown'],
   /** Served only when the engine's environment has KATA_FAILPOINTS=1. */

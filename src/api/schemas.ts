@@ -87,6 +87,43 @@ export const HealthBody = z.strictObject({
   ),
 });
 
+const address = text(64);
+export const PortSpec = z.strictObject({
+  /** Absent: every address of the host. */
+  hostAddress: address.optional(),
+  /** 0: a free one. */
+  hostPort: z.number().int().min(0).max(65535).default(0),
+  protocol: z.enum(['tcp', 'udp']).default('tcp'),
+  port: z.number().int().min(1).max(65535),
+});
+export const NetworkSpec = z.strictObject({
+  /** "none", or a network's name; "bridge" is there without being made. */
+  name: text(128).default('bridge'),
+  /** Further names for the members of the same network. */
+  aliases: z.array(Name).max(64).default([]),
+  ip: address.optional(),
+  ip6: address.optional(),
+  mac: address.optional(),
+  ports: z.array(PortSpec).max(1024).default([]),
+  /** Publishes what image and `expose` name, at free ports of the host. */
+  publishAll: z.boolean().default(false),
+  /** "80/tcp" */
+  expose: z
+    .array(z.string().regex(/^\d{1,5}(-\d{1,5})?\/(tcp|udp)$/))
+    .max(64)
+    .default([]),
+  dns: z.array(address).max(3).default([]),
+  /** Absent: the host's. */
+  dnsSearch: z.array(text(253)).max(32).optional(),
+  dnsOptions: z.array(text(128)).max(32).default([]),
+  /** "name:address"; the address "host-gateway" is the network's gateway. */
+  extraHosts: z.array(text(320)).max(256).default([]),
+  /** Where packets may be sent: "example.com:443", "*.example.com", "10.0.0.0/8". Empty: everywhere. */
+  allow: z.array(text(253)).max(64).default([]),
+  /** Where not; it counts more than `allow`. */
+  deny: z.array(text(253)).max(64).default([]),
+});
+
 export const CreateContainer = z.strictObject({
   image: text(1024),
   name: Name.optional(),
@@ -139,6 +176,8 @@ export const CreateContainer = z.strictObject({
   accel: z.enum(['auto', 'kvm', 'tcg']).default('auto'),
   machine: z.enum(['q35', 'microvm']).default('q35'),
   traceStartup: z.boolean().default(false),
+  /** Of the sandbox: none beside `sandbox`. Absent there and for older containers: no network. */
+  network: NetworkSpec.optional(),
 });
 
 export const CreateContainerBody = CreateContainer.extend({ secretValues });
@@ -197,6 +236,22 @@ export const ExitInfo = z.strictObject({
 
 export const PhaseTiming = z.strictObject({ phase: z.string(), startMs: z.number(), durationMs: z.number() });
 
+const PublishedPort = z.strictObject({
+  hostAddress: z.string(),
+  /** 0: not chosen yet. */
+  hostPort: z.number(),
+  protocol: z.enum(['tcp', 'udp']),
+  port: z.number(),
+});
+/** Where a container is on a network: its sandbox's, for one that shares another's. */
+export const ContainerNetwork = z.strictObject({
+  name: z.string(),
+  mac: z.string(),
+  addresses: z.array(z.strictObject({ address: z.string(), bits: z.number(), gateway: z.string() })),
+  ports: z.array(PublishedPort),
+  aliases: z.array(z.string()),
+});
+
 export const ContainerSummary = z.strictObject({
   id: z.string(),
   name: z.string(),
@@ -212,6 +267,9 @@ export const ContainerSummary = z.strictObject({
   health: HealthStatus.optional(),
   labels: z.record(z.string(), z.string()),
   sandboxUid: z.string().optional(),
+  network: ContainerNetwork.optional(),
+  /** Ports that the image or the creation names, "80/tcp". */
+  exposed: z.array(z.string()).optional(),
 });
 
 export const ContainerDetails = ContainerSummary.extend({
@@ -535,6 +593,33 @@ export const Volume = z.strictObject({
   labels: z.record(z.string(), z.string()),
   anonymous: z.boolean(),
 });
+export const CreateNetwork = z.strictObject({
+  name: Name,
+  /** "10.1.0.0/24"; absent: a free one. */
+  subnets: z.array(text(64)).max(2).default([]),
+  /** One for each subnet, in its order; absent: its first address. */
+  gateways: z.array(text(64)).max(2).default([]),
+  ipv6: z.boolean().optional(),
+  internal: z.boolean().default(false),
+  labels: z.record(text(1024), text(65536)).default({}),
+});
+export const Network = z.strictObject({
+  name: z.string(),
+  id: z.string(),
+  createdAt: z.string(),
+  internal: z.boolean(),
+  subnets: z.array(z.strictObject({ subnet: z.string(), gateway: z.string() })),
+  labels: z.record(z.string(), z.string()),
+  containers: z.array(
+    z.strictObject({
+      id: z.string(),
+      name: z.string(),
+      running: z.boolean(),
+      mac: z.string(),
+      addresses: z.array(z.string()),
+    }),
+  ),
+});
 export const ShutdownBody = z.strictObject({
   /** False: refused while a sandbox lives. True: the engine ends, its sandboxes live on. */
   force: z.boolean().default(false),
@@ -544,6 +629,12 @@ export const ArmFailpoint = z.strictObject({ name: text(128), action: z.enum(['k
 
 export type UpdateContainer = z.infer<typeof UpdateBody>;
 export type HealthBody = z.infer<typeof HealthBody>;
+export type CreateNetworkInput = z.input<typeof CreateNetwork>;
+export type CreateNetwork = z.infer<typeof CreateNetwork>;
+export type Network = z.infer<typeof Network>;
+export type NetworkSpec = z.infer<typeof NetworkSpec>;
+export type NetworkSpecInput = z.input<typeof NetworkSpec>;
+export type ContainerNetwork = z.infer<typeof ContainerNetwork>;
 export type CreateContainer = z.infer<typeof CreateContainer>;
 export type CreateContainerInput = z.input<typeof CreateContainerBody>;
 export type SecretSpec = z.infer<typeof SecretSpec>;

@@ -12,7 +12,7 @@ const KILL_AFTER_MS = 10_000;
 const MAX_OUTPUT_BYTES = 64 * 1024;
 
 /**
- * Runs `kata run --rm busybox` as a user would and compares what it prints with a number drawn here: the whole way from
+ * Runs `kata run --rm --network none busybox` as a user would and compares what it prints with a number drawn here: the whole way from
  * the command line through engine, keeper, machine, agent and back.
  */
 export async function checkBoot({ locations, env }: Context): Promise<CheckResult> {
@@ -22,7 +22,7 @@ export async function checkBoot({ locations, env }: Context): Promise<CheckResul
   const script = process.argv[1] ?? '';
   const child = spawn(
     process.execPath,
-    [...process.execArgv, script, ...flags, 'run', '--rm', 'busybox', 'echo', token],
+    [...process.execArgv, script, ...flags, 'run', '--rm', '--network', 'none', 'busybox', 'echo', token],
     {
       env: { ...env, KATA_ASSETS: locations.assets },
       stdio: ['ignore', 'pipe', 'pipe'],

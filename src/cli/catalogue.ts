@@ -68,6 +68,14 @@ export const CATALOGUE: Readonly<Record<ErrorCode, Explanation>> = {
     meaning: 'A registry answers what it must not: redirects without end, no JSON, another part than was asked for',
     remedy: 'check its name, and what stands before it',
   },
+  NETWORK_UNAVAILABLE: {
+    meaning: 'The host cannot make a network for the sandbox: no nft, no /dev/net/tun, or a kernel that refuses',
+    remedy: 'do what the message says (`kata check` looks, too), or `--network none`',
+  },
+  PORT_IN_USE: {
+    meaning: 'Somebody listens on the port of the host that `-p` names, another container perhaps',
+    remedy: 'choose another port, or end who has it: `kata ps`, `ss -lp`',
+  },
   DISK_FULL: {
     meaning: 'The file system of the state root is full',
     remedy: 'free space, or move `--root`',

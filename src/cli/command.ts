@@ -41,7 +41,7 @@ export interface Command {
   /** Default: no bound. */
   maxArguments?: number;
   /** What a shell completes at the arguments. */
-  completes?: 'containers' | 'images' | 'volumes' | 'files';
+  completes?: 'containers' | 'images' | 'volumes' | 'networks' | 'files';
   examples: readonly string[];
   /** Paragraphs below the flags. */
   notes?: readonly string[];

@@ -9,6 +9,7 @@ const LISTS: Record<NonNullable<Command['completes']>, string> = {
   containers: "ps -a --format '{{.Names}}'",
   images: "images --format '{{.Repository}}:{{.Tag}}'",
   volumes: 'volume ls -q',
+  networks: "network ls --format '{{.Name}}'",
   files: '',
 };
 

@@ -1,5 +1,6 @@
 import type { ContainerDetails, ContainerSummary } from '../api/index.ts';
 import type { Row } from './list-output.ts';
+import { portsColumn } from './ports-view.ts';
 import { formatCreatedAt, humanDuration } from './time.ts';
 
 export const CONTAINER_HEADERS: Readonly<Record<string, string>> = {
@@ -45,7 +46,7 @@ export function containerRow(
     Command: JSON.stringify(truncate ? ellipsis(command, SHORT_COMMAND) : command),
     CreatedAt: formatCreatedAt(container.createdAt),
     RunningFor: `${humanDuration(nowMs - Date.parse(container.createdAt))} ago`,
-    Ports: '',
+    Ports: portsColumn(isUp(container) ? (container.network?.ports ?? []) : [], container.exposed ?? []),
     State: container.status,
     Status: statusText(container, nowMs),
     Size: details?.rootfs.allocatedBytes === undefined ? '0B' : humanSize(details.rootfs.allocatedBytes),
@@ -53,10 +54,12 @@ export function containerRow(
     Label: (key) => labels.get(String(key)) ?? '',
     Mounts: (details?.mounts ?? []).map((mount) => mount.name ?? mount.source).join(','),
     LocalVolumes: String(volumes.length),
-    Networks: 'none',
+    Networks: container.network?.name ?? 'none',
     Sandbox: container.sandboxUid ?? '',
   };
 }
+
+const isUp = ({ status }: ContainerSummary): boolean => ['running', 'paused', 'stopping'].includes(status);
 
 /** "Up 5 minutes (Paused)", "Exited (0) 2 hours ago", "Created". */
 export function statusText(container: ContainerSummary, nowMs: number): string {

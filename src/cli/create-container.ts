@@ -57,9 +57,10 @@ async function createPulled(
   return context.call('createContainer', { body });
 }
 
-function neededPieces(body: CreateContainerInput): ('base' | 'vsock' | 'virtiofsd')[] {
+function neededPieces(body: CreateContainerInput): ('base' | 'vsock' | 'virtiofsd' | 'network')[] {
   const shares = (body.mounts?.length ?? 0) > 0 || body.rootfs?.driver === 'virtiofs';
-  return shares ? ['base', 'vsock', 'virtiofsd'] : ['base', 'vsock'];
+  const networked = body.network !== undefined && body.network.name !== 'none';
+  return ['base', 'vsock', ...(shares ? (['virtiofsd'] as const) : []), ...(networked ? (['network'] as const) : [])];
 }
 
 /** Exclusive: two commands with one file never end up with each other's container. */

@@ -6,8 +6,8 @@ import { type Flags, UsageError } from './flags.ts';
 import { HEALTH_FLAGS, healthCheck } from './health-options.ts';
 import { readEnvironment, readLabels } from './key-values.ts';
 import { parseMounts } from './mounts.ts';
+import { NETWORK_FLAGS, networkSpec } from './network-options.ts';
 import { checkPlatform, FLAG_PLATFORM } from './platform.ts';
-import { FIXED_FLAGS } from './refused.ts';
 import { FLAG_RESTART, restartPolicy } from './restart-policy.ts';
 import { FLAG_SECRET, readSecrets } from './secrets.ts';
 import { checkSignal } from './signals.ts';
@@ -86,7 +86,7 @@ export const CREATE_FLAGS: readonly FlagSpec[] = [
   text('machine', 'TYPE', 'Machine type', { choices: ['q35', 'microvm'], default: 'q35' }),
   text('accel', 'ACCELERATOR', 'Virtualization', { choices: ['auto', 'kvm', 'tcg'], default: 'auto' }),
   bool('trace-startup', 'Show what the start spent its time on'),
-  text('network', 'none', 'Accepted as "none": containers have no network', { aliases: ['net'], choices: ['none'] }),
+  ...NETWORK_FLAGS,
   text('pull', 'POLICY', 'Fetch the image before the start', {
     choices: ['always', 'missing', 'never'],
     default: 'missing',
@@ -145,7 +145,7 @@ export function createRequest(
   attached: Attached,
   caller: { env: NodeJS.ProcessEnv; cwd: string },
 ): CreateRequest {
-  checkFixed(flags);
+  checkPlatform(flags);
   const [image = '', ...args] = flags.args;
   const { mounts, tmpfs, createSources } = parseMounts(
     flags.list('volume'),
@@ -172,6 +172,7 @@ export function createRequest(
     tmpfs,
     traceStartup: flags.bool('trace-startup'),
     rootfs: rootfs(flags),
+    ...network(flags),
     ...choices(flags),
     ...restart(flags),
     ...healthCheck(flags),
@@ -184,13 +185,9 @@ export function createRequest(
   return { body, cidfile: flags.string('cidfile'), createSources, pull };
 }
 
-function checkFixed(flags: Flags): void {
-  for (const [name, { allowed, reason, hint }] of Object.entries(FIXED_FLAGS)) {
-    const value = flags.string(name);
-    if (value !== undefined && !allowed.includes(value))
-      throw new KataError('UNSUPPORTED_FLAG', `--${name} ${value} is not supported: ${reason}`, { hint });
-  }
-  checkPlatform(flags);
+function network(flags: Flags): Pick<CreateContainerInput, 'network'> {
+  const spec = networkSpec(flags);
+  return spec === undefined ? {} : { network: spec };
 }
 
 function restart(flags: Flags): Partial<CreateContainerInput> {

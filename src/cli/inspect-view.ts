@@ -1,4 +1,5 @@
-import type { ContainerDetails, ImageDetails, Volume } from '../api/index.ts';
+import type { ContainerDetails, ImageDetails, Network, Volume } from '../api/index.ts';
+import { hostPlaces } from './ports-view.ts';
 import type { Value } from './template.ts';
 
 const ZERO_TIME = '0001-01-01T00:00:00Z';
@@ -46,17 +47,48 @@ export function containerInspect(details: ContainerDetails): Struct {
       Propagation: mount.type === 'bind' ? 'rprivate' : '',
     })),
     Config: config(details),
-    NetworkSettings: {
-      Bridge: '',
-      SandboxID: details.sandboxUid ?? '',
-      Ports: new Map<string, Value>(),
-      Gateway: '',
-      IPAddress: '',
-      IPPrefixLen: 0,
-      MacAddress: '',
-      Networks: new Map<string, Value>(),
-    },
+    NetworkSettings: networkSettings(details),
     kata: kata(details),
+  };
+}
+
+type Ports = NonNullable<ContainerDetails['network']>['ports'];
+
+/** "80/tcp" to the places of the host; docker has an empty place where the host's port is not chosen. */
+function bindings(ports: Ports): Value {
+  const map = new Map<string, Value>();
+  for (const port of ports) {
+    const key = `${port.port}/${port.protocol}`;
+    const known = map.get(key);
+    map.set(key, [...(Array.isArray(known) ? known : []), ...hostPlaces(port)]);
+  }
+  return map;
+}
+
+function networkSettings({ network, sandboxUid, exposed }: ContainerDetails): Struct {
+  const v4 = network?.addresses.find(({ address }) => !address.includes(':'));
+  const v6 = network?.addresses.find(({ address }) => address.includes(':'));
+  const isLive = sandboxUid !== undefined;
+  const ports = isLive ? (bindings(network?.ports ?? []) as Map<string, Value>) : new Map<string, Value>();
+  if (isLive) for (const port of exposed ?? []) if (!ports.has(port)) ports.set(port, null);
+  const place = {
+    Gateway: v4?.gateway ?? '',
+    IPAddress: v4?.address ?? '',
+    IPPrefixLen: v4?.bits ?? 0,
+    MacAddress: network?.mac ?? '',
+    IPv6Gateway: v6?.gateway ?? '',
+    GlobalIPv6Address: v6?.address ?? '',
+    GlobalIPv6PrefixLen: v6?.bits ?? 0,
+  };
+  const networks: [string, Value][] =
+    network === undefined ? [] : [[network.name, { ...place, Aliases: strings(network.aliases) }]];
+  return {
+    Bridge: '',
+    SandboxID: sandboxUid ?? '',
+    Ports: ports,
+    // Docker's say it beside the networks for the default one alone.
+    ...place,
+    Networks: new Map<string, Value>(networks),
   };
 }
 
@@ -106,12 +138,18 @@ function healthCheck({ check }: NonNullable<ContainerDetails['healthDetails']>):
   };
 }
 
-function hostConfig({ config, mounts, rootfs }: ContainerDetails): Struct {
+function hostConfig(details: ContainerDetails): Struct {
+  const { config, mounts, rootfs } = details;
   const binds = mounts.filter((mount) => !mount.anonymous);
   return {
     Binds: binds.map((mount) => `${mount.name ?? mount.source}:${mount.target}${mount.readOnly ? ':ro' : ''}`),
-    NetworkMode: 'none',
-    PortBindings: new Map<string, Value>(),
+    NetworkMode: details.network?.name ?? 'none',
+    PortBindings: bindings(details.network?.ports ?? []),
+    PublishAllPorts: config.network?.publishAll ?? false,
+    Dns: strings(config.network?.dns ?? []),
+    DnsOptions: strings(config.network?.dnsOptions ?? []),
+    DnsSearch: strings(config.network?.dnsSearch ?? []),
+    ExtraHosts: strings(config.network?.extraHosts ?? []),
     RestartPolicy: { Name: config.restart.name, MaximumRetryCount: config.restart.maximumRetryCount },
     AutoRemove: config.autoRemove,
     VolumesFrom: null,
@@ -132,7 +170,7 @@ function hostConfig({ config, mounts, rootfs }: ContainerDetails): Struct {
   };
 }
 
-function config({ config, effective, image, id, labels, healthDetails }: ContainerDetails): Struct {
+function config({ config, effective, image, id, labels, exposed, healthDetails }: ContainerDetails): Struct {
   const orNull = (values: readonly string[]): Value => (values.length === 0 ? null : strings(values));
   return {
     Hostname: config.hostname ?? id.slice(0, 12),
@@ -144,6 +182,7 @@ function config({ config, effective, image, id, labels, healthDetails }: Contain
     Tty: config.tty,
     OpenStdin: config.stdin,
     StdinOnce: config.stdinOnce,
+    ExposedPorts: new Map((exposed ?? []).map((port): [string, Value] => [port, new Map<string, Value>()])),
     Env: strings(effective.env),
     Cmd: orNull(effective.cmd),
     Image: image,
@@ -223,5 +262,44 @@ export function volumeInspect(volume: Volume): Struct {
     Options: new Map<string, Value>(),
     Scope: 'local',
     Anonymous: volume.anonymous,
+  };
+}
+
+/** Docker's paths; its containers are those that run. */
+export function networkInspect(network: Network): Struct {
+  const v6 = network.subnets.some(({ subnet }) => subnet.includes(':'));
+  const running = network.containers.filter((one) => one.running);
+  const of = (addresses: readonly string[], isV6: boolean): string =>
+    addresses.find((address) => address.includes(':') === isV6) ?? '';
+  return {
+    Name: network.name,
+    Id: network.id,
+    Created: network.createdAt,
+    Scope: 'local',
+    Driver: 'bridge',
+    EnableIPv4: true,
+    EnableIPv6: v6,
+    IPAM: {
+      Driver: 'default',
+      Options: new Map<string, Value>(),
+      Config: network.subnets.map(({ subnet, gateway }) => ({ Subnet: subnet, Gateway: gateway })),
+    },
+    Internal: network.internal,
+    Attachable: false,
+    Ingress: false,
+    Containers: new Map(
+      running.map(({ id, name, mac, addresses }): [string, Value] => [
+        id,
+        {
+          Name: name,
+          EndpointID: '',
+          MacAddress: mac,
+          IPv4Address: of(addresses, false),
+          IPv6Address: of(addresses, true),
+        },
+      ]),
+    ),
+    Options: new Map<string, Value>(),
+    Labels: map(network.labels),
   };
 }

@@ -14,11 +14,9 @@ const none = (reason: string, names: string, hint?: string): Record<string, Refu
  * what it is limited to: ignoring one would be a promise broken in silence.
  */
 export const REFUSED_RUN_FLAGS: Readonly<Record<string, RefusedFlag>> = {
-  ...none(
-    'containers have no network',
-    'publish/p publish-all/P expose network-alias ip ip6 mac-address link link-local-ip add-host dns dns-option dns-search domainname',
-    'exchange data through a volume (-v) or standard input and output',
-  ),
+  ...none('containers find each other by name', 'link', 'put both on one --network'),
+  ...none('a container has the addresses of its network', 'link-local-ip'),
+  ...none('the host name is one word', 'domainname', 'use --hostname'),
   ...none(
     'a container never gets rights over its virtual machine',
     'privileged',
@@ -56,17 +54,8 @@ export const REFUSED_RUN_FLAGS: Readonly<Record<string, RefusedFlag>> = {
   ...none('it is a flag for Windows', 'cpu-count cpu-percent io-maxbandwidth io-maxiops'),
 };
 
-/** Values of flags that are accepted because they ask for what always holds; any other value is refused. */
-export const FIXED_FLAGS: Readonly<Record<string, { allowed: readonly string[]; reason: string; hint: string }>> = {
-  network: {
-    allowed: ['none'],
-    reason: 'containers have no network',
-    hint: 'leave it out or write --network none',
-  },
-};
-
 export const REFUSED_START_FLAGS = none('containers are not checkpointed', 'checkpoint checkpoint-dir');
-export const REFUSED_RM_FLAGS = none('containers have no network, so there are no links', 'link/l');
+export const REFUSED_RM_FLAGS = none('there are no links between containers', 'link/l');
 export const REFUSED_RMI_FLAGS = {
   ...none('images have no parents here: layers that nobody uses are always deleted', 'no-prune'),
   ...none('an image has one platform', 'platform'),
@@ -92,6 +81,21 @@ export const REFUSED_UPDATE_FLAGS = {
   ...none('the virtual machine has no swap', 'memory-reservation memory-swap kernel-memory', 'use --memory'),
 };
 export const REFUSED_STATS_FLAGS = none('a container that does not run uses nothing', 'all/a');
+export const REFUSED_NETWORK_CREATE_FLAGS = {
+  ...none(
+    'networks are of this host and have no drivers to tell something',
+    'opt/o ipam-driver ipam-opt aux-address config-from config-only',
+  ),
+  ...none('networks are of this host', 'attachable ingress scope'),
+  ...none('addresses are given out of the whole subnet', 'ip-range', 'use a smaller --subnet'),
+  ...none('every network has IPv4', 'ipv4'),
+};
+export const REFUSED_NETWORK_INSPECT_FLAGS = none('there is nothing more to say', 'verbose/v');
+export const REFUSED_NETWORK_PRUNE_FLAGS = none(
+  'networks are removed by their use alone',
+  'filter',
+  'use `kata network rm`',
+);
 export const REFUSED_VOLUME_LS_FLAGS = none('volumes live on this host and are local', 'cluster');
 export const REFUSED_VOLUME_CREATE_FLAGS = {
   ...none('local volumes have no driver options', 'driver/d opt/o'),

@@ -8,7 +8,7 @@ interface Entry {
   load(): Promise<{ command: Command }>;
 }
 
-type Section = 'Containers' | 'Images and volumes' | 'Installation';
+type Section = 'Containers' | 'Images and volumes' | 'Networks' | 'Installation';
 
 const containers = (name: string, summary: string, load: Entry['load']): Entry => ({
   name,
@@ -31,7 +31,12 @@ export const ENTRIES: readonly Entry[] = [
   containers('restart', 'Restart containers', () => import('./commands/restart.ts')),
   containers('rm', 'Remove containers', () => import('./commands/rm.ts')),
   containers('wait', 'Wait for containers to stop and print their exit codes', () => import('./commands/wait.ts')),
-  containers('inspect', 'Show everything about containers, images and volumes', () => import('./commands/inspect.ts')),
+  containers(
+    'inspect',
+    'Show everything about containers, images, volumes and networks',
+    () => import('./commands/inspect.ts'),
+  ),
+  containers('port', 'Show published ports', () => import('./commands/port.ts')),
   containers('events', 'Follow what happens', () => import('./commands/events.ts')),
   containers('stats', 'Show resource use', () => import('./commands/stats.ts')),
   containers('dashboard', 'Show all of it on a page in a browser', () => import('./commands/dashboard.ts')),
@@ -40,6 +45,7 @@ export const ENTRIES: readonly Entry[] = [
   containers('pause', 'Freeze the processes of containers', () => import('./commands/pause.ts')),
   containers('unpause', 'Thaw the processes of containers', () => import('./commands/unpause.ts')),
   ...imageEntries(),
+  { name: 'network', summary: 'Manage networks', section: 'Networks', load: () => import('./commands/network.ts') },
   ...installationEntries(),
 ];
 

@@ -49,6 +49,32 @@ export const CONSOLE_LOG: LogFormat = {
   takesRest: true,
 };
 
+/** Lines of network.log (native/keeper/src/card/refusals.rs); the names in it are the guest's. */
+export const NETWORK_LOG: LogFormat = {
+  parse: (bytes) => {
+    let line: Record<string, unknown>;
+    try {
+      line = JSON.parse(bytes.toString());
+    } catch {
+      return undefined;
+    }
+    const word = (key: string): string => (Object.hasOwn(line ?? {}, key) ? escapeControls(String(line[key])) : '');
+    const at = /^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z$/.exec(word('time'));
+    if (at === null) return undefined;
+    const address = word('address').includes(':') ? `[${word('address')}]` : word('address');
+    const port = word('port') === '' ? '' : `:${word('port')}`;
+    const target = address === '' ? '' : `${address}${port}/${word('protocol')}`;
+    const words = [`${at[1]}Z`, word('rule'), target, word('name'), word('error')].filter((text) => text !== '');
+    return {
+      time: `${at[1]}.${(at[2] ?? '').padEnd(9, '0')}Z`,
+      stream: 'stdout',
+      tag: 'F',
+      text: Buffer.from(words.join('  ')),
+    };
+  },
+  takesRest: false,
+};
+
 function read(bytes: Buffer): Record<(typeof MEMBERS)[number], string> | undefined {
   let value: unknown;
   try {

@@ -64,6 +64,17 @@ export class ContainerSet {
     throw found.error;
   }
 
+  /** The container whose sandbox is meant; undefined when it is gone. */
+  ownerOf(reference: string): Container | undefined {
+    try {
+      const found = this.find(reference);
+      const { sandbox } = found.record.config;
+      return sandbox === undefined || sandbox === reference ? found : this.ownerOf(sandbox);
+    } catch {
+      return undefined;
+    }
+  }
+
   /** As `find`, for those who can do with a corrupt one. */
   findAny(reference: string): Container | CorruptContainer {
     return this.#lookUp(reference);

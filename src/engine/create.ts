@@ -15,7 +15,8 @@ import {
 import { checkLayers, guestRootfs, hostMounts } from '../storage/index.ts';
 import { Container } from './container.ts';
 import type { ContainerSet } from './container-set.ts';
-import { specOf } from './plan.ts';
+import type { Networks } from './networks.ts';
+import { extraHost, specOf } from './plan.ts';
 import { checkSecrets } from './secrets.ts';
 import { anonymousVolumeName, type Volumes } from './volumes.ts';
 
@@ -25,6 +26,7 @@ const MAX_PATH_LENGTH = 4096;
 export interface CreateDependencies {
   containers: ContainerSet;
   volumes: Volumes;
+  networks: Networks;
   resolveImage(reference: string): Promise<ResolvedImage>;
   capacity(): HostCapacity;
 }
@@ -47,9 +49,11 @@ export async function createContainer(
   try {
     const container = await store(dependencies, config, { id, name, requestId });
     containers.add(container);
+    dependencies.networks.settle(id);
     return { container, created: true };
   } catch (error) {
     containers.releaseName(name, id);
+    dependencies.networks.settle(id);
     throw error;
   }
 }
@@ -87,6 +91,18 @@ async function store(
   const mounts = resolveMounts(config, image.config, dependencies.volumes);
   const { process } = specOf(base, guestRootfs(id), hostMounts(id, mounts).ociMounts);
   const stopSignal = stopSignalOf(image.config, config.stopSignal);
+  if (host !== undefined && config.network !== undefined)
+    throw new KataError(
+      'INVALID_ARGUMENT',
+      'the network belongs to the sandbox: a container that joins one has no say in it',
+      {
+        phase: 'network',
+        hint: 'give ports and network options to the container that --sandbox names',
+      },
+    );
+  const exposed = exposedPorts(config, image.config);
+  const network = config.network && dependencies.networks.lease(id, config.network, exposed);
+  for (const text of config.network?.extraHosts ?? []) extraHost(text, network);
   const createdAt = new Date().toISOString();
   const record: ContainerRecord = {
     version: 1,
@@ -106,6 +122,7 @@ async function store(
     stopSignal,
     labels: { ...image.config.config?.Labels, ...config.labels },
     mounts,
+    ...(network === undefined ? {} : { network }),
     state: { status: 'created' },
     droppedLines: 0,
     restartCount: 0,
@@ -126,6 +143,22 @@ async function store(
       if (name !== undefined && anonymous) await dependencies.volumes.remove(name, true);
     throw error;
   }
+}
+
+/** "80/tcp", of the image and of the options. */
+export function exposedPorts(config: Pick<CreateContainer, 'network'>, image: ImageConfig): string[] {
+  const own = (config.network?.expose ?? []).flatMap((text) => {
+    const [range = '', protocol = 'tcp'] = text.split('/');
+    const [first = 0, last = first] = range.split('-').map(Number);
+    return Array.from(
+      { length: Math.min(Math.max(last - first + 1, 0), 1024) },
+      (_, at) => `${first + at}/${protocol}`,
+    );
+  });
+  const named = Object.keys(image.config?.ExposedPorts ?? {}).map((text) =>
+    text.includes('/') ? text : `${text}/tcp`,
+  );
+  return [...new Set([...own, ...named])].filter((text) => /^\d{1,5}\/(tcp|udp)$/.test(text)).slice(0, 1024);
 }
 
 function hostnameOf(config: CreateContainer, id: string): string {

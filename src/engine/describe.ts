@@ -1,20 +1,36 @@
 import { readdirSync, statSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
-import type { ContainerDetails, ContainerStats, ContainerSummary } from '../api/index.ts';
+import type { ContainerDetails, ContainerNetwork, ContainerStats, ContainerSummary } from '../api/index.ts';
 import { effectiveConfig } from '../oci/index.ts';
 import type { KeeperState } from '../os/index.ts';
 import { exitOf, type Sandbox, sandboxOf } from '../sandbox/index.ts';
 import type { Container } from './container.ts';
 import type { CorruptContainer } from './container-set.ts';
+import { exposedPorts } from './create.ts';
 import type { Engine } from './engine.ts';
 import { checkOf } from './health.ts';
 import { pendingRestart } from './restart.ts';
 
-export function summaryOf(container: Container): ContainerSummary {
+/** Where a container is on a network; `owner`: whose the sandbox is. */
+export function networkSummary(owner: Container | undefined): ContainerNetwork | undefined {
+  const lease = owner?.record.network;
+  if (lease === undefined) return undefined;
+  return {
+    name: lease.network,
+    mac: lease.mac,
+    addresses: lease.addresses.map(({ guest, bits, gateway }) => ({ address: guest, bits, gateway })),
+    ports: lease.ports.map(({ guestPort, ...port }) => ({ ...port, port: guestPort })),
+    aliases: owner?.record.config.network?.aliases ?? [],
+  };
+}
+
+export function summaryOf(container: Container, owner: Container | undefined = container): ContainerSummary {
   const { record, state } = container;
   const exit = exitOf(state);
   const uid = sandboxOf(state);
+  const network = networkSummary(owner);
+  const exposed = exposedPorts(record.config, record.imageConfig);
   return {
     id: record.id,
     name: record.name,
@@ -29,6 +45,8 @@ export function summaryOf(container: Container): ContainerSummary {
     ...(container.health === undefined ? {} : { health: container.health.status }),
     labels: record.labels,
     ...(uid === undefined ? {} : { sandboxUid: uid }),
+    ...(network === undefined ? {} : { network }),
+    ...(exposed.length === 0 ? {} : { exposed }),
   };
 }
 
@@ -51,7 +69,7 @@ export async function detailsOf(engine: Engine, container: Container): Promise<C
   const error = 'error' in state ? state.error : undefined;
   const check = checkOf(container);
   return {
-    ...summaryOf(container),
+    ...summaryOf(container, engine.ownerOf(container)),
     ...(container.health && check && { healthDetails: { ...container.health, check } }),
     config: record.config,
     process: record.process,

@@ -25,7 +25,8 @@ import { EventFile } from './event-file.ts';
 import { Events } from './events.ts';
 import { Filling } from './filling.ts';
 import { HealthChecks } from './health.ts';
-import { planOf, specOf } from './plan.ts';
+import { Networks } from './networks.ts';
+import { type ContainerNetworking, planOf, specOf } from './plan.ts';
 import { afterRun, Restarts } from './restart.ts';
 import { Secrets } from './secrets.ts';
 import { Volumes } from './volumes.ts';
@@ -64,6 +65,7 @@ export class Engine {
   readonly images: ImageStore;
   readonly containers: ContainerSet;
   readonly volumes: Volumes;
+  readonly networks: Networks;
   readonly filling: Filling;
   readonly events: Events;
   readonly secrets = new Secrets();
@@ -84,6 +86,12 @@ export class Engine {
     this.volumes = new Volumes(join(options.paths.root, 'volumes'), (name) =>
       this.containers.all.filter((one) => one.record.mounts.some((mount) => mount.name === name)).map((one) => one.id),
     );
+    this.networks = new Networks({
+      ...options.paths,
+      host: options.services.host,
+      containers: () => this.containers.all,
+      sandboxes: () => this.sandboxes.values(),
+    });
     this.filling = new Filling(this.volumes, () => this.containers.all);
   }
 
@@ -129,6 +137,7 @@ export class Engine {
       {
         containers: this.containers,
         volumes: this.volumes,
+        networks: this.networks,
         resolveImage: (reference) =>
           this.resolveImage(reference, (end) => {
             release = end;
@@ -158,7 +167,20 @@ export class Engine {
   }
 
   planOf(container: Container): ContainerPlan {
-    return planOf(container, this.filling.of(container));
+    return planOf(container, this.filling.of(container), this.networkOf(container));
+  }
+
+  /** The container that a container's sandbox was made for: itself, mostly. Undefined: it is gone. */
+  ownerOf(container: Container): Container | undefined {
+    const { sandbox } = container.record.config;
+    return sandbox === undefined ? container : this.containers.ownerOf(sandbox);
+  }
+
+  /** Where a container is on a network, and what it was asked for: its own, or that of the container whose sandbox it shares. */
+  networkOf(container: Container): ContainerNetworking {
+    const owner = this.ownerOf(container);
+    const searchDomains = (): string[] => this.services.host.networkFacts().searchDomains;
+    return { lease: owner?.record.network, spec: owner?.record.config.network, owner: owner?.record, searchDomains };
   }
 
   capacity(): HostCapacity {
@@ -185,12 +207,17 @@ export class Engine {
     onExit(end: ProcessEnd): Promise<void>;
     onOom(entry: OomEntry): void;
     onGone(uid: string): void;
+    onNetworkEnd(): Promise<void>;
   } {
     return {
       onExit: (end) => this.#onExit(uid, end),
       onOom: ({ containerId, sequence }) => {
         const container = this.containers.byId(containerId);
         if (container !== undefined) this.emit('oom', container, {}, { key: `${uid} ${sequence}` });
+      },
+      onNetworkEnd: async () => {
+        const network = this.sandboxes.get(uid)?.record.network;
+        if (network !== undefined) await this.networks.removeFilter(uid, network);
       },
       onGone: () => {
         this.sandboxes.delete(uid);

@@ -32,7 +32,7 @@ export class Events {
 
   /** `key` names what the event is about: a second one with the same key is the same event, and not told again. */
   emit(
-    type: 'container' | 'image' | 'volume',
+    type: 'container' | 'image' | 'volume' | 'network',
     action: string,
     id: string,
     attributes: Record<string, string>,

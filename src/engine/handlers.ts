@@ -28,7 +28,7 @@ export function containerHandlers(engine: Engine, ready: Promise<void>): Handler
       const all = query.all || Object.keys(query.filters).some((key) => key === 'status' || key === 'exited');
       const known = engine.containers.all
         .filter((one) => (all || one.isLive || pendingRestart(one)) && fits(one))
-        .map(summaryOf);
+        .map((one) => summaryOf(one, engine.ownerOf(one)));
       const corrupt = all && Object.keys(query.filters).length === 0 ? engine.containers.corrupt : [];
       return [...known, ...corrupt.map(corruptSummary)].sort((a, b) => b.createdAt.localeCompare(a.createdAt));
     },
@@ -77,6 +77,8 @@ export function containerHandlers(engine: Engine, ready: Promise<void>): Handler
     renameContainer: async ({ path, body }) => {
       const container = await find(path.id);
       engine.announce(container, [['rename']], (told) => engine.containers.rename(container, body.name, told));
+      const network = engine.networkOf(container).lease?.network;
+      if (network !== undefined) engine.networks.tellNames(network);
       return {};
     },
     pauseContainer: async ({ path }) => {

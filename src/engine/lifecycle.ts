@@ -8,6 +8,7 @@ import type { VsockMode } from '../model/index.ts';
 import { parseSignal, SIGKILL } from '../oci/index.ts';
 import {
   type Assets,
+  type CardOptions,
   type ContainerPlan,
   type Exited,
   failpoint,
@@ -146,10 +147,12 @@ class Attempt {
           plan,
           hostname: container.record.hostname,
           prepareDisk: () => this.#makeDisk(),
+          network: this.#card(sandbox.uid),
           phases: this.#phases,
           signal,
         });
       }
+      this.#keepPorts(sandbox);
       const stream = await sandbox.run(plan, {
         atBoot: host === undefined,
         attach: options.attach,
@@ -237,6 +240,9 @@ class Attempt {
     const size = machineSize(config, capacity);
     const accel = config.accel === 'auto' ? await services.host.accelerator(assets.keeper) : config.accel;
     const uid = newSandboxUid();
+    const { network } = this.#container.record;
+    const spec = config.network;
+    const attachment = network && spec && this.#engine.networks.attachment(uid, network, spec);
     return new Sandbox(services, this.#engine.eventsOf(uid), {
       version: 1,
       uid,
@@ -253,12 +259,35 @@ class Attempt {
       machineType: config.machine,
       accel,
       vsock,
+      ...(attachment && { network: attachment }),
       shared: needsSharing(plan) ? 'sandbox' : 'no',
       containers: [this.#container.id],
       names: [this.#container.id, this.#container.record.name],
       acknowledged: 0,
       execs: [],
     });
+  }
+
+  #card(uid: string): CardOptions {
+    const { networks, services } = this.#engine;
+    const { config, network } = this.#container.record;
+    return {
+      table: networks.table,
+      namesFile: networks.namesFile(network?.network ?? ''),
+      dnsServers: config.network?.dns ?? [],
+      vhost: network !== undefined && services.host.networkFacts().vhostNet,
+      setFilter: (attachment) => networks.setFilter(uid, attachment),
+    };
+  }
+
+  /** A port that was chosen stays the container's; its neighbours learn its name. */
+  #keepPorts(sandbox: Sandbox): void {
+    const { network } = sandbox.record;
+    if (network === undefined) return;
+    const lease = this.#container.record.network;
+    const isChosen = lease?.ports.some(({ hostPort }) => hostPort === 0) ?? false;
+    if (lease !== undefined && isChosen) this.#container.update({ network: { ...lease, ports: network.ports } });
+    this.#engine.networks.tellNames(network.network);
   }
 
   #findAssets(plan: ContainerPlan, vsock: VsockMode): Assets {

@@ -24,6 +24,7 @@ export async function recover(engine: Engine, doors?: Doors): Promise<void> {
     if (container.record.events.some(({ at }) => at >= engine.events.toldUntil)) engine.tell(container);
   const names = readdirSync(engine.services.sandboxesDir);
   await Promise.all(names.map((name) => guarded(engine, `sandbox ${name}`, () => recoverSandbox(engine, name, doors))));
+  await guarded(engine, 'networks', () => engine.networks.recover());
   for (const container of engine.containers.all)
     await guarded(engine, `container ${container.id}`, () => recoverContainer(engine, container));
   for (const container of engine.containers.all) engine.healthChecks.watch(container);

@@ -57,6 +57,7 @@ export function systemHandlers(
     ...imageHandlers(engine, options.ready),
     ...registryHandlers(new Transfers(engine, options.registryConfig ?? [])),
     ...volumeHandlers(engine, options.ready),
+    ...networkHandlers(engine, options.ready),
     ...(options.failpoints ? FAILPOINT_HANDLERS : {}),
   };
 }
@@ -181,6 +182,32 @@ function volumeHandlers(engine: Engine, ready: Promise<void>): Handlers {
       await ready;
       await volumes.remove(path.name, query.force);
       engine.events.emit('volume', 'destroy', path.name, {});
+      return {};
+    },
+  };
+}
+
+function networkHandlers(engine: Engine, ready: Promise<void>): Handlers {
+  const { networks, events } = engine;
+  return {
+    listNetworks: async () => {
+      await ready;
+      return networks.list();
+    },
+    createNetwork: async ({ body }) => {
+      await ready;
+      const network = networks.create(body);
+      events.emit('network', 'create', network.id, { name: network.name });
+      return network;
+    },
+    inspectNetwork: async ({ path }) => {
+      await ready;
+      return networks.get(path.name);
+    },
+    removeNetwork: async ({ path, query }) => {
+      await ready;
+      networks.remove(path.name, query.force);
+      events.emit('network', 'destroy', path.name, { name: path.name });
       return {};
     },
   };

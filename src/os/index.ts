@@ -1,5 +1,6 @@
 export * from './cgroup.ts';
 export * from './disk.ts';
+export * from './host-network.ts';
 export * from './json-file.ts';
 export * from './keeper-client.ts';
 export * from './keeper-process.ts';

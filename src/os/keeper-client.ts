@@ -6,6 +6,8 @@ import { TtrpcClient } from '../ttrpc/index.ts';
 import { bootError, fromFacts, fromJournal, fromState, keeperError, readyMessage } from './keeper-translate.ts';
 import type {
   AgentReady,
+  CardAnswer,
+  CardWish,
   DoorAnswer,
   DoorCall,
   EngineIdentity,
@@ -298,6 +300,32 @@ export class KeeperClient {
     await this.#call('DetachTap', rpc.DetachTapRequest, rpc.Empty, { tap }, options);
   }
 
+  /**
+   * Makes the sandbox's card on a network of the engine's. PORT_IN_USE when a port is not free, NETWORK_UNAVAILABLE when the host's
+   * kernel refuses.
+   */
+  async openCard(card: CardWish, options?: CallOptions): Promise<CardAnswer> {
+    const request = {
+      ...{ tap: card.tap, mac: card.mac, mtu: card.mtu, table: card.table },
+      addresses: card.addresses.map(({ gateway, guest }) => ({ gateway, guest })),
+      ports: card.ports.map(toCardPort),
+      names_file: card.namesFile,
+      dns_servers: [...card.dnsServers],
+      names: card.names.map((name) => ({ ...name })),
+      named_only: card.namedOnly,
+    };
+    try {
+      const answer = await invoke(this.ttrpc, 'OpenCard', rpc.OpenCardRequest, rpc.OpenCardResponse, request, {
+        timeoutMs: DEFAULT_TIMEOUT_MS,
+        ...options,
+      });
+      const ports = card.ports.map((port, at) => ({ ...port, hostPort: answer.ports[at]?.host_port ?? port.hostPort }));
+      return { dnsPort: answer.dns_port, logGroup: answer.log_group, ports };
+    } catch (error) {
+      throw cardError(keeperError(error, 'network'));
+    }
+  }
+
   /** Ends a process's stdin after what was written to it; one that does not run yet starts with an ended stdin. */
   async closeStdin(containerId: string, execId: string, options?: CallOptions): Promise<void> {
     const request = { container_id: containerId, exec_id: execId };
@@ -355,6 +383,28 @@ export class KeeperClient {
       throw keeperError(error, 'keeper');
     }
   }
+}
+
+const toCardPort = ({ hostAddress, hostPort, protocol, guestPort }: CardWish['ports'][number]): rpc.CardPort => ({
+  host_address: hostAddress,
+  host_port: hostPort,
+  protocol,
+  guest_port: guestPort,
+});
+
+function cardError(error: KataError): KataError {
+  const { message, evidence } = error;
+  if (error.code === 'ALREADY_EXISTS')
+    return new KataError('PORT_IN_USE', message, {
+      phase: 'network',
+      hint: 'choose another port, or end who has it: `kata ps` and `ss -lp` tell',
+    });
+  if (!['INTERNAL', 'UNIMPLEMENTED', 'NOT_FOUND', 'PERMISSION_DENIED'].includes(error.code)) return error;
+  return new KataError('NETWORK_UNAVAILABLE', `the host does not make a network card: ${message}`, {
+    phase: 'network',
+    evidence,
+    hint: 'load the module tun and let /proc/sys/net be written; --network none works without',
+  });
 }
 
 function shareWhat(what: ShareSource): Omit<rpc.ShareRequest, 'id'> {

@@ -75,6 +75,40 @@ export interface AgentReady {
   kernelRelease: string;
 }
 
+/** A port of the host that leads to one of the guest's. */
+interface CardPort {
+  /** Empty: every address of the host. */
+  hostAddress: string;
+  /** 0: a free one. */
+  hostPort: number;
+  protocol: 'tcp' | 'udp';
+  guestPort: number;
+}
+
+/** A card on a network of the engine's (proto/keeper.proto, OpenCard). */
+export interface CardWish {
+  tap: string;
+  mac: string;
+  mtu: number;
+  addresses: readonly { gateway: string; guest: string }[];
+  ports: readonly CardPort[];
+  /** Lines "<address> <name>". */
+  namesFile: string;
+  dnsServers: readonly string[];
+  /** Of the packet filter, with the sets of `names`. */
+  table: string;
+  names: readonly { pattern: string; set4: string; set6: string; allow: boolean }[];
+  namedOnly: boolean;
+}
+
+export interface CardAnswer {
+  dnsPort: number;
+  /** 0: the kernel logs nothing. */
+  logGroup: number;
+  /** With the numbers that were chosen. */
+  ports: CardPort[];
+}
+
 export type ShareSource =
   /** `slave`: mounts made below the source later appear, too. `topOnly`: what is mounted below stays writable. */
   | { kind: 'host-path'; source: string; readOnly: boolean; slave?: boolean; topOnly?: boolean }

@@ -17,22 +17,28 @@ export interface RunResult {
 }
 
 /**
- * Runs a program to its end with a clean environment, cwd / and no stdin. Output past 1 MiB ends it. Throws INTERNAL with
+ * Runs a program to its end with a clean environment, cwd / and `input` on stdin, by default nothing. Output past 1 MiB ends it. Throws INTERNAL with
  * its stderr as evidence when it cannot be run or fails, DEADLINE_EXCEEDED, CANCELLED.
  */
 export function run(
   argv: readonly [string, ...string[]],
   phase: string,
-  options: CallOptions = {},
+  options: CallOptions & { input?: string } = {},
 ): Promise<RunResult> {
-  const { signal, timeoutMs = DEFAULT_TIMEOUT_MS } = options;
+  const { signal, timeoutMs = DEFAULT_TIMEOUT_MS, input } = options;
   const [file, ...args] = argv;
   return new Promise((resolve, reject) => {
     if (signal?.aborted) {
       reject(new KataError('CANCELLED', `${file}: cancelled`, { phase }));
       return;
     }
-    const child = spawn(file, args, { env: CLEAN_ENV, cwd: '/', stdio: ['ignore', 'pipe', 'pipe'] });
+    const child = spawn(file, args, {
+      env: CLEAN_ENV,
+      cwd: '/',
+      stdio: [input === undefined ? 'ignore' : 'pipe', 'pipe', 'pipe'],
+    });
+    // Whoever reads nothing says with its exit why.
+    child.stdin?.on('error', () => {}).end(input);
     const output: Record<'stdout' | 'stderr', Buffer[]> = { stdout: [], stderr: [] };
     let outputBytes = 0;
     let stopped: KataError | undefined;
@@ -47,7 +53,7 @@ export function run(
     const cancel = () => stop(new KataError('CANCELLED', `${file}: cancelled`, { phase }));
     signal?.addEventListener('abort', cancel, { once: true });
     for (const name of ['stdout', 'stderr'] as const)
-      child[name].on('data', (chunk: Buffer) => {
+      child[name]?.on('data', (chunk: Buffer) => {
         outputBytes += chunk.length;
         if (outputBytes > MAX_OUTPUT_BYTES)
           stop(new KataError('INTERNAL', `${file} wrote over ${MAX_OUTPUT_BYTES} bytes`, { phase }));

@@ -361,6 +361,60 @@ export interface DetachTapRequest {
   tap: string;
 }
 
+export interface OpenCardRequest {
+  /** [A-Za-z0-9_.-]{1,15} */
+  tap: string;
+  mtu: number;
+  /** One of IPv4, and one of IPv6 or none. */
+  addresses: CardAddress[];
+  ports: CardPort[];
+  /** Lines "<address> <name>", small letters: names of the network's other members. Read again when it changes. */
+  names_file: string;
+  /** Servers of the rest of the names; empty: those of /etc/resolv.conf. */
+  dns_servers: string[];
+  /** The packet filter's table (family inet) with the sets of `names`. */
+  table: string;
+  names: CardName[];
+  /** Answer for no other names than those of `names` that are allowed and those of the network's members. */
+  named_only: boolean;
+  /** The guest's card's hardware address. */
+  mac: string;
+}
+
+export interface CardAddress {
+  gateway: string;
+  guest: string;
+}
+
+export interface CardPort {
+  /** Empty: every address of the host. */
+  host_address: string;
+  /** 0: a free one. */
+  host_port: number;
+  /** "tcp", "udp". */
+  protocol: string;
+  guest_port: number;
+}
+
+/** A name of an egress rule: what the guest learns of its addresses is put into the sets, before it learns it. */
+export interface CardName {
+  /** "example.com", or "*.example.com": every name below it. */
+  pattern: string;
+  set4: string;
+  set6: string;
+  /** False: to deny. */
+  allow: boolean;
+}
+
+export interface OpenCardResponse {
+  /** Where the guest's DNS is answered on the gateway's IPv4 address, TCP and UDP. */
+  dns_port: number;
+  /** Of nflog; 0: the kernel has none. */
+  log_group: number;
+  /** In the request's order, with the ports that were chosen. */
+  ports: CardPort[];
+}
+
 export interface EnterCgroupsRequest {
   directories: string[];
 }
@@ -4099,6 +4153,508 @@ export const DetachTapRequest: MessageFns<DetachTapRequest> = {
   fromPartial(object: DeepPartial<DetachTapRequest>): DetachTapRequest {
     const message = createBaseDetachTapRequest();
     message.tap = object.tap ?? "";
+    return message;
+  },
+};
+
+function createBaseOpenCardRequest(): OpenCardRequest {
+  return {
+    tap: "",
+    mtu: 0,
+    addresses: [],
+    ports: [],
+    names_file: "",
+    dns_servers: [],
+    table: "",
+    names: [],
+    named_only: false,
+    mac: "",
+  };
+}
+
+export const OpenCardRequest: MessageFns<OpenCardRequest> = {
+  encode(message: OpenCardRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.tap !== "") {
+      writer.uint32(10).string(message.tap);
+    }
+    if (message.mtu !== 0) {
+      writer.uint32(16).uint32(message.mtu);
+    }
+    for (const v of message.addresses) {
+      CardAddress.encode(v!, writer.uint32(26).fork()).join();
+    }
+    for (const v of message.ports) {
+      CardPort.encode(v!, writer.uint32(34).fork()).join();
+    }
+    if (message.names_file !== "") {
+      writer.uint32(42).string(message.names_file);
+    }
+    for (const v of message.dns_servers) {
+      writer.uint32(50).string(v!);
+    }
+    if (message.table !== "") {
+      writer.uint32(58).string(message.table);
+    }
+    for (const v of message.names) {
+      CardName.encode(v!, writer.uint32(66).fork()).join();
+    }
+    if (message.named_only !== false) {
+      writer.uint32(72).bool(message.named_only);
+    }
+    if (message.mac !== "") {
+      writer.uint32(82).string(message.mac);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): OpenCardRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseOpenCardRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.tap = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.mtu = reader.uint32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.addresses.push(CardAddress.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.ports.push(CardPort.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.names_file = reader.string();
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.dns_servers.push(reader.string());
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.table = reader.string();
+            continue;
+          }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.names.push(CardName.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 9: {
+            if (tag !== 72) {
+              break;
+            }
+
+            message.named_only = reader.bool();
+            continue;
+          }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            message.mac = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<OpenCardRequest>): OpenCardRequest {
+    return OpenCardRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<OpenCardRequest>): OpenCardRequest {
+    const message = createBaseOpenCardRequest();
+    message.tap = object.tap ?? "";
+    message.mtu = object.mtu ?? 0;
+    message.addresses = object.addresses?.map((e) => CardAddress.fromPartial(e)) || [];
+    message.ports = object.ports?.map((e) => CardPort.fromPartial(e)) || [];
+    message.names_file = object.names_file ?? "";
+    message.dns_servers = object.dns_servers?.map((e) => e) || [];
+    message.table = object.table ?? "";
+    message.names = object.names?.map((e) => CardName.fromPartial(e)) || [];
+    message.named_only = object.named_only ?? false;
+    message.mac = object.mac ?? "";
+    return message;
+  },
+};
+
+function createBaseCardAddress(): CardAddress {
+  return { gateway: "", guest: "" };
+}
+
+export const CardAddress: MessageFns<CardAddress> = {
+  encode(message: CardAddress, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.gateway !== "") {
+      writer.uint32(10).string(message.gateway);
+    }
+    if (message.guest !== "") {
+      writer.uint32(18).string(message.guest);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CardAddress {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCardAddress();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.gateway = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.guest = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<CardAddress>): CardAddress {
+    return CardAddress.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<CardAddress>): CardAddress {
+    const message = createBaseCardAddress();
+    message.gateway = object.gateway ?? "";
+    message.guest = object.guest ?? "";
+    return message;
+  },
+};
+
+function createBaseCardPort(): CardPort {
+  return { host_address: "", host_port: 0, protocol: "", guest_port: 0 };
+}
+
+export const CardPort: MessageFns<CardPort> = {
+  encode(message: CardPort, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.host_address !== "") {
+      writer.uint32(10).string(message.host_address);
+    }
+    if (message.host_port !== 0) {
+      writer.uint32(16).uint32(message.host_port);
+    }
+    if (message.protocol !== "") {
+      writer.uint32(26).string(message.protocol);
+    }
+    if (message.guest_port !== 0) {
+      writer.uint32(32).uint32(message.guest_port);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CardPort {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCardPort();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.host_address = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.host_port = reader.uint32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.protocol = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.guest_port = reader.uint32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<CardPort>): CardPort {
+    return CardPort.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<CardPort>): CardPort {
+    const message = createBaseCardPort();
+    message.host_address = object.host_address ?? "";
+    message.host_port = object.host_port ?? 0;
+    message.protocol = object.protocol ?? "";
+    message.guest_port = object.guest_port ?? 0;
+    return message;
+  },
+};
+
+function createBaseCardName(): CardName {
+  return { pattern: "", set4: "", set6: "", allow: false };
+}
+
+export const CardName: MessageFns<CardName> = {
+  encode(message: CardName, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.pattern !== "") {
+      writer.uint32(10).string(message.pattern);
+    }
+    if (message.set4 !== "") {
+      writer.uint32(18).string(message.set4);
+    }
+    if (message.set6 !== "") {
+      writer.uint32(26).string(message.set6);
+    }
+    if (message.allow !== false) {
+      writer.uint32(32).bool(message.allow);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CardName {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCardName();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.pattern = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.set4 = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.set6 = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.allow = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<CardName>): CardName {
+    return CardName.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<CardName>): CardName {
+    const message = createBaseCardName();
+    message.pattern = object.pattern ?? "";
+    message.set4 = object.set4 ?? "";
+    message.set6 = object.set6 ?? "";
+    message.allow = object.allow ?? false;
+    return message;
+  },
+};
+
+function createBaseOpenCardResponse(): OpenCardResponse {
+  return { dns_port: 0, log_group: 0, ports: [] };
+}
+
+export const OpenCardResponse: MessageFns<OpenCardResponse> = {
+  encode(message: OpenCardResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.dns_port !== 0) {
+      writer.uint32(8).uint32(message.dns_port);
+    }
+    if (message.log_group !== 0) {
+      writer.uint32(16).uint32(message.log_group);
+    }
+    for (const v of message.ports) {
+      CardPort.encode(v!, writer.uint32(26).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): OpenCardResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseOpenCardResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.dns_port = reader.uint32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.log_group = reader.uint32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.ports.push(CardPort.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<OpenCardResponse>): OpenCardResponse {
+    return OpenCardResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<OpenCardResponse>): OpenCardResponse {
+    const message = createBaseOpenCardResponse();
+    message.dns_port = object.dns_port ?? 0;
+    message.log_group = object.log_group ?? 0;
+    message.ports = object.ports?.map((e) => CardPort.fromPartial(e)) || [];
     return message;
   },
 };

@@ -75,6 +75,11 @@ async function run(parts: EndingParts, cause: string, release: () => void): Prom
       release();
     }
   });
+  // Before anybody is told: who waited for the end finds the host as it was.
+  undo.push('network', async () => {
+    await parts.events.onNetworkEnd?.();
+    failpoint('end.network-removed');
+  });
   undo.push('machine', async () => {
     acknowledged = await shutDown(parts, cause);
     failpoint('end.machine-stopped');

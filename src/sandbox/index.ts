@@ -1,4 +1,5 @@
 export * from './adopt.ts';
+export type { CardOptions } from './card.ts';
 export * from './failpoints.ts';
 export { findKept, type KeptLogs } from './kept-logs.ts';
 export * from './launch.ts';

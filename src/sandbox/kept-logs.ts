@@ -5,7 +5,7 @@ import * as z from 'zod';
 import type { SandboxRecord } from './records.ts';
 
 /** Each has an older half, `<name>.1`; the keeper bounds them. */
-const FILES = ['agent.log', 'console.log', 'keeper.log'].flatMap((name) => [name, `${name}.1`]);
+const FILES = ['agent.log', 'console.log', 'keeper.log', 'network.log'].flatMap((name) => [name, `${name}.1`]);
 const MAX_KEPT = 100;
 const BEING_MADE_MS = 10 * 60_000;
 

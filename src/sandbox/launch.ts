@@ -4,6 +4,7 @@ import { KataError } from '../base/index.ts';
 import type { Device, MachineSpec, MachineTuning } from '../model/index.ts';
 import type { KeeperConfig } from '../os/index.ts';
 import { GUEST_SHM } from '../storage/index.ts';
+import { type Card, type CardOptions, configureCard, openCard } from './card.ts';
 import { failpoint } from './failpoints.ts';
 import { KeeperMachineHost } from './machine-host.ts';
 import type { Phases } from './phases.ts';
@@ -38,6 +39,8 @@ export interface LaunchOptions extends Omit<BootOptions, 'devices'> {
   plan: ContainerPlan;
   /** Makes the writable disk when there is none; runs beside the keeper's start. */
   prepareDisk: () => Promise<void>;
+  /** Of the network that the sandbox's record names. */
+  network: CardOptions;
 }
 
 /**
@@ -48,19 +51,25 @@ export async function launch(sandbox: Sandbox, options: LaunchOptions): Promise<
   const { plan, phases, signal } = options;
   const disk = phases.time('disk', options.prepareDisk);
   disk.catch(() => {});
+  let card: Card | undefined;
   try {
     await phases.time('keeper', () => launchKeeper(sandbox, signal));
+    card = await openCard(sandbox, options.network, options);
     const shares = planShares(plan);
     if (shares.length > 0)
       await phases.time('share', async () => {
         for (const share of shares) await sandbox.links.keeper.share(share.id, shareSource(share), { signal });
       });
-    await startMachine(sandbox, { ...options, devices: plan.rootfs.devices }, disk);
+    await startMachine(
+      sandbox,
+      { ...options, devices: [...plan.rootfs.devices, ...(card === undefined ? [] : [card.device])] },
+      disk,
+    );
   } finally {
     // A disk that is being made when the start fails is made or gone when the caller cleans up.
     await disk.catch(() => {});
   }
-  await enterGuest(sandbox, options, false);
+  await enterGuest(sandbox, options, { resumed: false, card });
 }
 
 /**
@@ -70,7 +79,7 @@ export async function launch(sandbox: Sandbox, options: LaunchOptions): Promise<
 export async function boot(sandbox: Sandbox, options: BootOptions): Promise<void> {
   const resumed = sandbox.links.machine !== undefined;
   if (!resumed) await startMachine(sandbox, options, Promise.resolve());
-  await enterGuest(sandbox, options, resumed);
+  await enterGuest(sandbox, options, { resumed, card: undefined });
 }
 
 async function startMachine(sandbox: Sandbox, options: BootOptions, disk: Promise<void>): Promise<void> {
@@ -90,7 +99,7 @@ async function startMachine(sandbox: Sandbox, options: BootOptions, disk: Promis
 async function enterGuest(
   sandbox: Sandbox,
   { hostname, phases, signal, tuning }: Pick<BootOptions, 'hostname' | 'phases' | 'signal' | 'tuning'>,
-  resumed: boolean,
+  { resumed, card }: { resumed: boolean; card: Card | undefined },
 ): Promise<void> {
   const { keeper, agent, machineHost } = sandbox.links;
   const timeoutMs = tuning?.bootTimeoutMs ?? BOOT_TIMEOUT_MS[sandbox.record.accel];
@@ -103,15 +112,22 @@ async function enterGuest(
     storages: [...(sandbox.record.shared === 'sandbox' ? [SHARED_MOUNT] : []), SHM_MOUNT],
     sharePidNamespace: false,
   };
-  await phases.time('create-sandbox', () =>
+  const created = phases.time('create-sandbox', () =>
     agent.createSandbox(request, { signal, timeoutMs: AGENT_TIMEOUT_MS }).catch((error: unknown) => {
       if (!resumed || KataError.from(error).code !== 'ALREADY_EXISTS') throw error;
     }),
   );
+  // Beside each other: the guest looks for its card meanwhile.
+  await allSettled([created, ...(card === undefined ? [] : [configureCard(sandbox, card, phases)])]);
   failpoint('start.sandbox-created');
   const vmmPid = machineHost.pidOf('vmm');
   sandbox.transition({ event: 'launched' }, vmmPid === undefined ? {} : { vmmPid });
   failpoint('start.sandbox-running');
+}
+
+/** Waits for all, and throws what the first one in the list threw. */
+async function allSettled(work: readonly Promise<void>[]): Promise<void> {
+  for (const result of await Promise.allSettled(work)) if (result.status === 'rejected') throw result.reason;
 }
 
 async function launchKeeper(sandbox: Sandbox, signal: AbortSignal): Promise<void> {

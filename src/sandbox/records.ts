@@ -61,6 +61,32 @@ const ContainerMount = z.object({
   copyUp: z.boolean().default(false),
 });
 
+const PublishedPort = z.object({
+  hostAddress: z.string(),
+  hostPort: z.number(),
+  protocol: z.enum(['tcp', 'udp']),
+  guestPort: z.number(),
+});
+/** What a container has of a network from its creation to its removal. */
+const NetworkLease = z.object({
+  network: z.string(),
+  mac: z.string(),
+  addresses: z.array(z.object({ gateway: z.string(), guest: z.string(), bits: z.number() })),
+  ports: z.array(PublishedPort),
+});
+export type NetworkLease = z.infer<typeof NetworkLease>;
+
+const AttachmentSchema = NetworkLease.extend({
+  internal: z.boolean(),
+  tap: z.string(),
+  mtu: z.number(),
+  subnets: z.array(z.string()),
+  allow: z.array(z.string()),
+  deny: z.array(z.string()),
+  dnsPort: z.number(),
+  logGroup: z.number(),
+});
+
 export const ContainerRecord = z.object({
   version: z.literal(1),
   id: z.string(),
@@ -86,6 +112,8 @@ export const ContainerRecord = z.object({
   stopSignal: z.number().int(),
   labels: z.record(z.string(), z.string()),
   mounts: z.array(ContainerMount),
+  /** Absent: it has no network, or its sandbox is another container's. */
+  network: NetworkLease.optional(),
   state: ContainerStateSchema,
   /** Lines that the log of its processes lost so far. */
   droppedLines: z.number().default(0),
@@ -151,6 +179,8 @@ export const SandboxRecord = z.object({
   vmmPid: z.number().optional(),
   /** Where the machine's network namespace is; empty: one of the sandbox's own. Absent: the engine's, which the machine does not use. */
   netns: z.string().optional(),
+  /** Its place on a network of the engine's: recorded before anything of it is made. */
+  network: AttachmentSchema.optional(),
   /** This and the size are empty until a machine is asked for. */
   guestImage: z.string(),
   vcpus: z.number(),

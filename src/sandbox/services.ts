@@ -35,6 +35,7 @@ export type Keeper = Pick<
   | 'readNetwork'
   | 'attachTap'
   | 'detachTap'
+  | 'openCard'
   | 'closeStdin'
   | 'doorCalls'
   | 'answerCall'
@@ -61,6 +62,10 @@ export interface SandboxHost {
   killCgroup(directories: readonly string[]): Promise<void>;
   /** Makes the writable disk; the file appears complete or not at all. */
   makeDisk(path: string, sizeBytes: number, mkfs: string, options?: CallOptions): Promise<void>;
+  /** Gives commands to the host's packet filter: all or none is done. */
+  applyFilter(script: string, options?: CallOptions): Promise<void>;
+  /** Subnets that the host uses; whether it has IPv6; where it looks for short names. */
+  networkFacts(): { subnets: string[]; ipv6: boolean; searchDomains: string[]; vhostNet: boolean };
   /** How soon the host's kernel ends it when memory is short. What may not be lowered, or is gone, stays. */
   setOomScore(pid: number, score: number): Promise<void>;
   identify(pid: number): Promise<ProcessIdentity | undefined>;
@@ -86,6 +91,8 @@ export interface SandboxEvents {
   onExit(entry: ProcessEnd): Promise<void>;
   /** May be told again by a later engine: the entry's number and time are the same then. */
   onOom(entry: OomEntry): void;
+  /** Its machine has ended: what the host's packet filter has of it is to go. May be asked again by a later engine. */
+  onNetworkEnd?(): Promise<void>;
   /** Nothing of the sandbox is left. */
   onGone(uid: string): void;
   /** There is a connection to the keeper: the first one, or a new one after the old was lost. */

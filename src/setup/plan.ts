@@ -41,6 +41,8 @@ export async function planSteps(context: SetupContext, pieces: readonly Piece[])
     const libraries = ['libcap-ng-dev', 'libseccomp-dev', 'pkg-config'];
     steps.push(crateStep(context, VIRTIOFSD, 'shares host directories with the guest', libraries, shared));
   }
+  if (pieces.includes('network') && !(await isInstalled(tools.nft)))
+    steps.push(systemProgramStep(context, 'nft', 'nftables', 'filters what containers send'));
   const compiled = new Set(['native', VSOCK.name, VIRTIOFSD.name]);
   return steps.some(({ name }) => compiled.has(name)) ? [rustStep(context, shared), ...steps] : steps;
 }

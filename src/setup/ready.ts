@@ -4,15 +4,16 @@ import { sourceFiles, sourcesSignature } from './sources.ts';
 
 /**
  * base: all that every container needs. vsock: the device process between host and guest, where the kernel has none.
- * virtiofsd: for containers that share a directory with the host.
+ * virtiofsd: for containers that share a directory with the host. network: for those on a network.
  */
-export type Piece = 'base' | 'vsock' | 'virtiofsd';
-export const PIECES: readonly Piece[] = ['base', 'vsock', 'virtiofsd'];
+export type Piece = 'base' | 'vsock' | 'virtiofsd' | 'network';
+export const PIECES: readonly Piece[] = ['base', 'vsock', 'virtiofsd', 'network'];
 
 export const TOOLS_OF: Readonly<Record<Piece, readonly string[]>> = {
   base: ['qemu-system-x86_64', 'mkfs.ext4', 'kata-keeper', 'kata-agent', 'busybox'],
   vsock: ['vhost-device-vsock'],
   virtiofsd: ['virtiofsd'],
+  network: ['nft'],
 };
 
 export const stampFile = (assets: string): string => join(assets, 'setup.json');

@@ -1,10 +1,11 @@
+import { spawnSync } from 'node:child_process';
 import { type Dirent, existsSync, readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 
 /** One thing that was left behind, and where. */
 export interface Residue {
   /** call: what was to remove something and did not answer. */
-  kind: 'process' | 'mount' | 'link' | 'netns' | 'cgroup' | 'socket' | 'file' | 'lock' | 'loop' | 'call';
+  kind: 'process' | 'mount' | 'link' | 'filter' | 'netns' | 'cgroup' | 'socket' | 'file' | 'lock' | 'loop' | 'call';
   what: string;
 }
 
@@ -91,6 +92,13 @@ const links = (): Residue[] =>
     .filter((name) => name !== 'lo')
     .map((what) => ({ kind: 'link', what }));
 
+/** The engines' tables in the packet filter. */
+const filters = (): Residue[] =>
+  (spawnSync('nft', ['list', 'tables'], { encoding: 'utf8' }).stdout ?? '')
+    .split('\n')
+    .filter((line) => line.includes(' kata_'))
+    .map((what) => ({ kind: 'filter', what }));
+
 const namespaces = (): Residue[] => entries('/run/netns').map((what) => ({ kind: 'netns', what }));
 
 function cgroups({ cgroupParent, wholeNamespaces }: ResidueScope): Residue[] {
@@ -161,6 +169,7 @@ export function collectResidue(scope: ResidueScope): Residue[] {
     ...processes(scope),
     ...mounts(scope),
     ...links(),
+    ...filters(),
     ...namespaces(),
     ...cgroups(scope),
     ...sockets(scope),

@@ -182,6 +182,7 @@ fn release(keeper: &Keeper) {
         keeper.note(&problem);
     }
     network::detach_all(keeper);
+    keeper.card.borrow_mut().take();
     if let Err(error) = spawn::write_pids(keeper) {
         keeper.note(&failure::from_io("pids.json", &error).message);
     }

@@ -1,5 +1,6 @@
 //! What one keeper knows about its sandbox. One thread: every part borrows briefly and never across an await.
 use crate::bounded_file::BoundedFile;
+use crate::card::Card;
 use crate::config::{Config, EngineStart};
 use crate::door::Door;
 use crate::journal::Journal;
@@ -70,6 +71,8 @@ pub struct Keeper {
     pub memory: RefCell<BTreeMap<String, OwnedFd>>,
     pub shares: RefCell<Shares>,
     pub network: Network,
+    /// Of a sandbox on a network of the engine's.
+    pub card: RefCell<Option<Card>>,
     /// Passed-through calls that are made once.
     pub operations: Operations,
     pub processes: RefCell<BTreeMap<ProcessKey, Rc<Process>>>,

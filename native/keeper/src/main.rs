@@ -3,6 +3,7 @@ mod accept;
 mod agent;
 mod arguments;
 mod bounded_file;
+mod card;
 mod cgroups;
 mod cleanup;
 mod client;

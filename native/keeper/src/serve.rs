@@ -150,6 +150,7 @@ fn start(config: Config, dir: PathBuf, host_mounts: OwnedFd) -> Step<watch::Rece
         engine: RefCell::new(config.engine.clone()),
         netns: RefCell::default(),
         network: Network::default(),
+        card: RefCell::default(),
         door: config.task_socket.is_some().then(Door::new),
         operations: Operations::default(),
         config,

@@ -1,6 +1,7 @@
 //! The control socket: the Keeper service of proto/keeper.proto, and the agent's services passed through.
 use crate::accept;
 use crate::agent::{self, AGENT_SERVICE, EXTENSION_SERVICE};
+use crate::card;
 use crate::cgroups;
 use crate::create;
 use crate::door;
@@ -179,6 +180,7 @@ fn own_call(keeper: Rc<Keeper>, method: &str, payload: &[u8]) -> HandlerFuture {
         "DetachTap" => {
             at_once(payload, |request: DetachTapRequest| network::detach(&keeper, &request.tap).map(|()| Empty {}))
         }
+        "OpenCard" => answer(payload, |request| async move { card::open(&keeper, request).await }),
         "CloseStdin" => answer(payload, |request: CloseStdinRequest| async move {
             stdio::close_stdin(&keeper, request.container_id, request.exec_id).await.map(|()| Empty {})
         }),

@@ -1,5 +1,6 @@
 //! The VMM and its helpers: started with a parent-death signal, watched by pidfd, recorded in `pids.json`.
 use crate::bounded_file::BoundedFile;
+use crate::card;
 use crate::failure;
 use crate::json::Writer;
 use crate::keeper::Keeper;
@@ -235,7 +236,7 @@ fn inherited_fds(keeper: &Keeper, request: &SpawnRequest) -> Result<Vec<(RawFd, 
         let source = match fd.memory.as_str() {
             VHOST_VSOCK => keeper.vsock.device().map(AsRawFd::as_raw_fd),
             name => match name.strip_prefix(TAP) {
-                Some(tap) => network::device(keeper, tap),
+                Some(tap) => network::device(keeper, tap).or_else(|| card::device(keeper, tap)),
                 None => memory.get(name).map(AsRawFd::as_raw_fd),
             },
         };

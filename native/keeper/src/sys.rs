@@ -152,8 +152,19 @@ pub fn in_network_namespace<T: Send>(
 
 /// Makes a tap of the calling thread's network namespace that stays when nobody has it open (tun(4)).
 pub fn make_tap(name: &str, queues: u32) -> io::Result<()> {
-    const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
     const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;
+    let several = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+    let device = open_tap(name, several)?;
+    check(unsafe { libc::ioctl(device.as_raw_fd(), TUNSETPERSIST as _, 1) } as libc::c_long).map(drop)
+}
+
+/// Makes a tap of the calling thread's network namespace that ends with its last descriptor. EBUSY: the name is taken.
+pub fn new_tap(name: &str) -> io::Result<OwnedFd> {
+    open_tap(name, libc::IFF_TUN_EXCL)
+}
+
+fn open_tap(name: &str, flags: libc::c_int) -> io::Result<OwnedFd> {
+    const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.len() >= request.ifr_name.len() {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
@@ -161,11 +172,25 @@ pub fn make_tap(name: &str, queues: u32) -> io::Result<()> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    let several = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | several) as libc::c_short;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | flags) as libc::c_short;
     let device = File::options().read(true).write(true).open("/dev/net/tun")?;
     check(unsafe { libc::ioctl(device.as_raw_fd(), TUNSETIFF as _, &raw mut request) } as libc::c_long)?;
-    check(unsafe { libc::ioctl(device.as_raw_fd(), TUNSETPERSIST as _, 1) } as libc::c_long).map(drop)
+    Ok(device.into())
+}
+
+/// A socket of the netfilter subsystem (netlink(7)). A request's answers are there when it was written; a read never waits.
+pub fn netfilter_socket() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    owned(unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_NETFILTER) }.into())
+}
+
+/// The number of a link of the calling thread's network namespace.
+pub fn link_number(name: &str) -> io::Result<u32> {
+    let name = CString::new(name).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(io::Error::last_os_error()),
+        number => Ok(number),
+    }
 }
 
 /// (pid, uid) of a unix socket's peer (SO_PEERCRED).

@@ -41,7 +41,8 @@ impl Request {
         self.bytes[HEADER_BYTES..].to_vec()
     }
 
-    fn finish(mut self, sequence: u32) -> Vec<u8> {
+    /// The whole message under this number.
+    pub fn finish(mut self, sequence: u32) -> Vec<u8> {
         let length = self.bytes.len() as u32;
         self.bytes[..4].copy_from_slice(&length.to_ne_bytes());
         self.bytes[8..12].copy_from_slice(&sequence.to_ne_bytes());

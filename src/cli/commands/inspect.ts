@@ -3,10 +3,10 @@ import { type Command, FLAG_FORMAT, FLAG_JSON } from '../command.ts';
 import type { Context } from '../context.ts';
 import { reportError } from '../each.ts';
 import { type Flags, UsageError } from '../flags.ts';
-import { containerInspect, imageInspect, volumeInspect } from '../inspect-view.ts';
+import { containerInspect, imageInspect, networkInspect, volumeInspect } from '../inspect-view.ts';
 import { compileTemplate, toJson, type Value } from '../template.ts';
 
-const TYPES = ['container', 'image', 'volume'] as const;
+const TYPES = ['container', 'image', 'volume', 'network'] as const;
 type Type = (typeof TYPES)[number];
 
 /** Docker's view for templates and default output, and the API's body for --json. */
@@ -17,7 +17,7 @@ interface Found {
 
 export const command: Command = {
   name: 'inspect',
-  summary: 'Show everything about containers, images and volumes',
+  summary: 'Show everything about containers, images, volumes and networks',
   usage: '[OPTIONS] NAME|ID [NAME|ID...]',
   flags: [
     { ...FLAG_FORMAT, short: 'f', help: "Print with a Go template, or 'json'" },
@@ -89,7 +89,7 @@ async function find(context: Context, name: string, type: Type | undefined): Pro
     }
   }
   throw new KataError('NOT_FOUND', `no such ${type ?? 'object'}: ${name}`, {
-    hint: 'kata ps -a; kata images; kata volume ls',
+    hint: 'kata ps -a; kata images; kata volume ls; kata network ls',
   });
 }
 
@@ -101,6 +101,10 @@ async function findTyped(context: Context, name: string, type: Type): Promise<Fo
   if (type === 'image') {
     const raw = await context.call('inspectImage', { path: { reference: name } });
     return { raw, view: imageInspect(raw) };
+  }
+  if (type === 'network') {
+    const raw = await context.call('inspectNetwork', { path: { name } });
+    return { raw, view: networkInspect(raw) };
   }
   const raw = await context.call('inspectVolume', { path: { name } });
   return { raw, view: volumeInspect(raw) };

@@ -110,7 +110,7 @@ async function showAgentLog(context: Context, flags: Flags): Promise<number> {
 export async function showSandboxLog(
   context: Context,
   flags: Flags,
-  name: 'agent.log' | 'console.log',
+  name: 'agent.log' | 'console.log' | 'network.log',
   format: LogFormat,
 ): Promise<number> {
   const { tail, until, printer } = outputOf(flags);

@@ -1,7 +1,7 @@
 import { constants } from 'node:fs';
 import { access, mkdir, readFile, rmdir, stat } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import { formatBytes, newSandboxUid } from '../../base/index.ts';
+import { formatBytes, KataError, newSandboxUid } from '../../base/index.ts';
 import { chooseAccelerator, createHostCgroup, diskFreeBytes, removeHostCgroup, run } from '../../os/index.ts';
 import { readTools } from '../tools.ts';
 import { type Check, failed, ok, warning } from './types.ts';
@@ -101,9 +101,56 @@ const runDirectory: Check = {
   },
 };
 
+/** What the engine's rules ask of the kernel; nft only asks whether they could be. */
+const RULES = `
+add table inet kata_check
+add set inet kata_check names { type ipv4_addr; flags timeout; }
+add set inet kata_check pairs { type ipv4_addr . ipv4_addr; flags interval; }
+add map inet kata_check ports { type ifname : inet_service; }
+add chain inet kata_check before { type nat hook prerouting priority dstnat; policy accept; }
+add chain inet kata_check after { type nat hook postrouting priority srcnat; policy accept; }
+add chain inet kata_check pass { type filter hook forward priority filter; policy accept; }
+add rule inet kata_check before fib daddr type local meta l4proto { tcp, udp } th dport 53 redirect to :iifname map @ports
+add rule inet kata_check after iifname "kata" masquerade
+add rule inet kata_check pass ct state established accept
+add rule inet kata_check pass ip saddr . ip daddr @pairs log group 1 reject with icmpx admin-prohibited
+`;
+const NONE_WORKS = 'containers with --network none do without';
+
+const network: Check = {
+  name: 'network',
+  timeoutMs: 10_000,
+  async probe(_, signal) {
+    const tun = await access('/dev/net/tun', constants.R_OK | constants.W_OK).catch((error: Error) => error);
+    if (tun instanceof Error) return warning(`no /dev/net/tun: ${NONE_WORKS}`, 'load the module tun', [tun.message]);
+    try {
+      await run(['nft', '--check', '--file', '-'], 'network', { signal, input: RULES });
+    } catch (error) {
+      const { message, evidence } = KataError.from(error, 'network');
+      const isMissing = message.includes('ENOENT');
+      return warning(
+        `${isMissing ? 'nft is not installed' : "the kernel's packet filter lacks something"}: ${NONE_WORKS}`,
+        isMissing
+          ? "run 'kata setup --all', or install the package nftables"
+          : 'use a kernel with nf_tables and its nat',
+        isMissing ? [] : [...evidence].slice(0, 10),
+      );
+    }
+    const chain = await run(['nft', 'list', 'chain', 'ip', 'filter', 'FORWARD'], 'network', { signal }).catch(
+      () => undefined,
+    );
+    if (chain?.stdout.includes('policy drop'))
+      return warning(
+        'the host drops what it forwards (iptables, chain FORWARD): containers do not get out',
+        "allow it where that is decided: for Docker's, iptables -I DOCKER-USER -i kt+ -j ACCEPT, and -o kt+",
+      );
+    return ok('nft and taps: containers get networks');
+  },
+};
+
 async function nearestDirectory(path: string): Promise<string> {
   const found = await stat(path).catch(() => undefined);
   return found?.isDirectory() || path === dirname(path) ? path : nearestDirectory(dirname(path));
 }
 
-export const HOST_CHECKS: readonly Check[] = [rights, kvm, memory, disk, cgroups, runDirectory];
+export const HOST_CHECKS: readonly Check[] = [rights, kvm, memory, disk, cgroups, runDirectory, network];

@@ -4,7 +4,6 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import type { Command, FlagSpec, RefusedFlag } from '../../../src/cli/command.ts';
 import { GLOBAL_FLAGS } from '../../../src/cli/help.ts';
-import { FIXED_FLAGS } from '../../../src/cli/refused.ts';
 import { ENTRIES, loadAll } from '../../../src/cli/registry.ts';
 
 // The reference half of docs/cli.md is the command table. KATA_UPDATE_DOCS=1 writes it anew.
@@ -58,15 +57,6 @@ function section(command: Command): string[] {
 
 async function reference(): Promise<string> {
   const lines = [MARK, '', '## Reference', '', '| global flag | meaning |', '|---|---|', ...GLOBAL_FLAGS.map(flagRow)];
-  lines.push(
-    '',
-    'Flags that are taken with one value only, because it is what always holds:',
-    '',
-    '| flag | why |',
-    '|---|---|',
-  );
-  for (const [name, { allowed, reason }] of Object.entries(FIXED_FLAGS))
-    lines.push(`| ${code(`--${name} ${allowed.join(' or ')}`)} | ${cell(reason)} |`);
   const commands = await loadAll();
   for (const command of commands)
     for (const one of [command, ...(command.subcommands ?? [])]) {

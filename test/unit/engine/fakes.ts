@@ -266,6 +266,15 @@ export class FakeKeeper {
         if (after !== undefined && after !== 0n) await new Promise(() => {});
         return { state: { links: [], addresses: [], routes: [], neighbours: [], rules: [] }, generation: 1n };
       },
+      openCard: async ({ tap, ports }) => {
+        check();
+        self.done.push(`card ${tap}`);
+        return {
+          dnsPort: 5300,
+          logGroup: 7,
+          ports: ports.map((port) => ({ ...port, hostPort: port.hostPort || 32_768 })),
+        };
+      },
       attachTap: async ({ link, tap }) => {
         check();
         self.done.push(`tap ${tap} ${link}`);
@@ -399,6 +408,9 @@ export class World {
   /** VMM and threads of it, by the directory that they are in. */
   readonly threads = new Map<string, number[]>();
   /** oom_score_adj by pid. */
+  /** What the packet filter was told, and the host's subnets. */
+  readonly filters: string[] = [];
+  hostSubnets: string[] = [];
   readonly scores = new Map<number, number>();
   readonly logs: string[] = [];
   /** Of every machine that was made. */
@@ -532,6 +544,12 @@ export class World {
       moveThreads: async (directory, pid, threads) => {
         this.threads.set(directory, [pid, ...threads]);
       },
+      applyFilter: async (script) => {
+        this.#step('applyFilter');
+        this.filters.push(script);
+        await this.#after('applyFilter');
+      },
+      networkFacts: () => ({ subnets: this.hostSubnets, ipv6: true, searchDomains: ['example'], vhostNet: false }),
       setOomScore: async (pid, score) => {
         this.scores.set(pid, score);
       },

@@ -472,6 +472,83 @@ pub struct DetachTapRequest {
     #[prost(string, tag = "1")]
     pub tap: ::prost::alloc::string::String,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct OpenCardRequest {
+    /// \[A-Za-z0-9_.-\]{1,15}
+    #[prost(string, tag = "1")]
+    pub tap: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub mtu: u32,
+    /// One of IPv4, and one of IPv6 or none.
+    #[prost(message, repeated, tag = "3")]
+    pub addresses: ::prost::alloc::vec::Vec<CardAddress>,
+    #[prost(message, repeated, tag = "4")]
+    pub ports: ::prost::alloc::vec::Vec<CardPort>,
+    /// Lines "<address> <name>", small letters: names of the network's other members. Read again when it changes.
+    #[prost(string, tag = "5")]
+    pub names_file: ::prost::alloc::string::String,
+    /// Servers of the rest of the names; empty: those of /etc/resolv.conf.
+    #[prost(string, repeated, tag = "6")]
+    pub dns_servers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The packet filter's table (family inet) with the sets of `names`.
+    #[prost(string, tag = "7")]
+    pub table: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "8")]
+    pub names: ::prost::alloc::vec::Vec<CardName>,
+    /// Answer for no other names than those of `names` that are allowed and those of the network's members.
+    #[prost(bool, tag = "9")]
+    pub named_only: bool,
+    /// The guest's card's hardware address.
+    #[prost(string, tag = "10")]
+    pub mac: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CardAddress {
+    #[prost(string, tag = "1")]
+    pub gateway: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub guest: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CardPort {
+    /// Empty: every address of the host.
+    #[prost(string, tag = "1")]
+    pub host_address: ::prost::alloc::string::String,
+    /// 0: a free one.
+    #[prost(uint32, tag = "2")]
+    pub host_port: u32,
+    /// "tcp", "udp".
+    #[prost(string, tag = "3")]
+    pub protocol: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "4")]
+    pub guest_port: u32,
+}
+/// A name of an egress rule: what the guest learns of its addresses is put into the sets, before it learns it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CardName {
+    /// "example.com", or "*.example.com": every name below it.
+    #[prost(string, tag = "1")]
+    pub pattern: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub set4: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub set6: ::prost::alloc::string::String,
+    /// False: to deny.
+    #[prost(bool, tag = "4")]
+    pub allow: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct OpenCardResponse {
+    /// Where the guest's DNS is answered on the gateway's IPv4 address, TCP and UDP.
+    #[prost(uint32, tag = "1")]
+    pub dns_port: u32,
+    /// Of nflog; 0: the kernel has none.
+    #[prost(uint32, tag = "2")]
+    pub log_group: u32,
+    /// In the request's order, with the ports that were chosen.
+    #[prost(message, repeated, tag = "3")]
+    pub ports: ::prost::alloc::vec::Vec<CardPort>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EnterCgroupsRequest {
     #[prost(string, repeated, tag = "1")]

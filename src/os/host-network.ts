@@ -62,7 +62,7 @@ export async function applyFilter(script: string, options: CallOptions = {}): Pr
   } catch (error) {
     const known = KataError.from(error, 'network');
     if (known.code !== 'INTERNAL') throw known;
-    const isMissing = known.message.includes('ENOENT');
+    const isMissing = /ENOENT|EACCES/.test(known.message);
     throw new KataError(
       'NETWORK_UNAVAILABLE',
       isMissing ? 'the program nft is not there' : 'the packet filter did not take the rules',

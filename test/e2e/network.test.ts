@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
 import { createSocket } from 'node:dgram';
 import { once } from 'node:events';
 import { createServer } from 'node:net';
@@ -214,6 +215,20 @@ test('what is denied is refused, the rest is not; metadata by default', async ()
 
 test('an answer that is too large for a packet comes over TCP', async () => {
   assert.match(await reach('jail', 'big.ok.example', 443), /outside/);
+});
+
+test('without nft there is no network, and containers that want none run', async () => {
+  const nft = spawnSync('sh', ['-c', 'command -v nft'], { encoding: 'utf8' }).stdout.trim();
+  assert.equal(spawnSync('mount', ['--bind', '/dev/null', nft]).status, 0);
+  try {
+    const { code, stderr } = await env.kata(['run', '--rm', 'busybox', 'true']);
+    assert.equal(code, 125);
+    assert.match(stderr, /nft is not there\n {2}code: NETWORK_UNAVAILABLE, phase: network\n/);
+    assert.match(stderr, /--network none/);
+    assert.equal(await env.ok(['run', '--rm', '--network', 'none', 'busybox', 'echo', 'up']), 'up');
+  } finally {
+    spawnSync('umount', [nft]);
+  }
 });
 
 test('a network in use stays, and verbs that would move a container say why not', async () => {

@@ -31,7 +31,8 @@ test('docker users find what they take for granted', async (t) => {
   await t.test('environment', () => assert.match(lines[0] ?? '', /^home=\/root path=.*\/bin/));
   await t.test('hostname and hosts', () => {
     assert.equal(lines[1], 'hostname=box');
-    assert.equal(lines[2], '1');
+    // One address of each family that the host has.
+    assert.match(lines[2] ?? '', /^[12]$/);
   });
   await t.test('64 MiB of shared memory', () => assert.equal(lines[3], '65536'));
   await t.test('root, in /, with a writable root file system', () =>
@@ -198,7 +199,7 @@ test('size of the writable layer is enforced', async () => {
 });
 
 test('every other docker flag is refused by name', async () => {
-  const output = await env.kata(['run', '-p', '80:80', 'busybox', 'true']);
+  const output = await env.kata(['run', '--privileged', 'busybox', 'true']);
   assert.equal(output.code, 125);
-  assert.match(output.stderr, /--publish|-p/);
+  assert.match(output.stderr, /--privileged/);
 });

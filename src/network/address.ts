@@ -106,3 +106,10 @@ export const localSubnet6 = (random: bigint): Subnet => ({
   base: (0xfdn << 120n) | ((random & ((1n << 40n) - 1n)) << 80n),
   bits: 64,
 });
+
+/** The IPv6 address that a kernel makes of a hardware address for its link (RFC 4291, appendix A). */
+export function linkLocal(mac: string): string {
+  const [a = 0, b = 0, c = 0, d = 0, e = 0, f = 0] = mac.split(':').map((text) => Number.parseInt(text, 16));
+  const groups = [((a ^ 2) << 8) | b, (c << 8) | 0xff, 0xfe00 | d, (e << 8) | f];
+  return new URL(`http://[fe80::${groups.map((group) => group.toString(16)).join(':')}]`).hostname.slice(1, -1);
+}

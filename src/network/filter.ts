@@ -1,4 +1,4 @@
-import { formatSubnet as addressText } from './address.ts';
+import { formatSubnet as addressText, linkLocal } from './address.ts';
 import { type EgressRule, metadataOf, namesMetadata, parseEgressRule } from './egress.ts';
 
 export interface PublishedPort {
@@ -60,7 +60,6 @@ export function commonRules(table: string): string {
       'ip daddr 127.0.0.0/8 drop',
       'iifname . ip saddr @sources4 accept',
       'iifname . ip6 saddr @sources6 accept',
-      'ip6 saddr fe80::/10 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept',
       'ip6 saddr :: icmpv6 type nd-neighbor-solicit accept',
       'drop',
     ],
@@ -113,6 +112,12 @@ export function commonRules(table: string): string {
   ].join('\n');
 }
 
+/** What a guest may send from: what it was given, and with IPv6 the address that its kernel makes for the link. */
+function sourcesOf({ addresses, mac }: Attachment): string[] {
+  const own = addresses.map(({ guest }) => guest);
+  return own.some(isV6) ? [...own, linkLocal(mac)] : own;
+}
+
 /** Names of the sandbox's own chains: its policy, what the host refuses it, its published ports. */
 const chainsOf = (tap: string) => ({ policy: `p_${tap}`, host: `h_${tap}`, ports: `d_${tap}` });
 
@@ -135,7 +140,7 @@ export const isNamedOnly = ({ allow }: Pick<Attachment, 'allow'>): boolean =>
 
 /** What one sandbox adds. Said again it changes nothing, but that what its guest learnt of names stays. */
 export function sandboxRules(table: string, card: Attachment): string {
-  const { tap, addresses, dnsPort, subnets } = card;
+  const { tap, dnsPort, subnets } = card;
   const { policy, host, ports } = chainsOf(tap);
   const element = (set: string, text: string): string => `add element inet ${table} ${set} { ${text} }`;
   const chain = (name: string, rules: readonly string[], hook = ''): string[] => [
@@ -157,7 +162,7 @@ export function sandboxRules(table: string, card: Attachment): string {
     ...(published.length === 0
       ? []
       : chain(ports, published, ' { type nat hook prerouting priority dstnat; policy accept; }')),
-    ...addresses.map(({ guest }) => element(isV6(guest) ? 'sources6' : 'sources4', `"${tap}" . ${guest}`)),
+    ...sourcesOf(card).map((source) => element(isV6(source) ? 'sources6' : 'sources4', `"${tap}" . ${source}`)),
     ...subnets.map((subnet) => element(isV6(subnet) ? 'members6' : 'members4', `${subnet} . ${subnet}`)),
     element('dns', `"${tap}" : ${dnsPort}`),
     ...['tcp', 'udp'].map((protocol) => element('resolvers', `"${tap}" . ${protocol} . ${dnsPort}`)),
@@ -170,7 +175,7 @@ export function sandboxRules(table: string, card: Attachment): string {
 
 /** Takes it away again, what is there of it: each thing is added before it is deleted. */
 export function removalOf(table: string, card: Attachment): string {
-  const { tap, addresses, dnsPort } = card;
+  const { tap, dnsPort } = card;
   const { policy, host, ports } = chainsOf(tap);
   const element = (set: string, text: string): string[] =>
     ['add', 'delete'].map((verb) => `${verb} element inet ${table} ${set} { ${text} }`);
@@ -184,7 +189,7 @@ export function removalOf(table: string, card: Attachment): string {
     ...element('hosts', `"${tap}" : jump ${host}`),
     ...element('dns', `"${tap}" : ${dnsPort}`),
     ...['tcp', 'udp'].flatMap((protocol) => element('resolvers', `"${tap}" . ${protocol} . ${dnsPort}`)),
-    ...addresses.flatMap(({ guest }) => element(isV6(guest) ? 'sources6' : 'sources4', `"${tap}" . ${guest}`)),
+    ...sourcesOf(card).flatMap((source) => element(isV6(source) ? 'sources6' : 'sources4', `"${tap}" . ${source}`)),
     ...[policy, host, ports].flatMap((name) => [
       `flush chain inet ${table} ${name}`,
       `delete chain inet ${table} ${name}`,

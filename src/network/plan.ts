@@ -1,4 +1,5 @@
 import type { NetDevice, NetworkAddress, NetworkLink, NetworkRoute, NetworkState } from '../model/index.ts';
+import { linkLocal } from './address.ts';
 import { IFA_F_NOPREFIXROUTE, isRejecting } from './compare.ts';
 
 /** How a link and its card are joined; "none": the machine gets no card. */
@@ -132,12 +133,7 @@ function isWanted(link: NetworkLink, { addresses }: NetworkState, isPresent: boo
 function isMade({ link, scope, prefix }: NetworkAddress, links: readonly NetworkLink[]): boolean {
   const mac = links.find(({ index }) => index === link)?.mac;
   if (scope !== RT_SCOPE_LINK || mac === undefined || !prefix?.address.startsWith('fe80::')) return false;
-  const bytes = mac.split(':').map((text) => Number.parseInt(text, 16));
-  const [a = 0, b = 0, c = 0, d = 0, e = 0, f = 0] = bytes;
-  const groups = [((a ^ 2) << 8) | b, (c << 8) | 0xff, 0xfe00 | d, (e << 8) | f];
-  return (
-    prefix.address === new URL(`http://[fe80::${groups.map((n) => n.toString(16)).join(':')}]`).hostname.slice(1, -1)
-  );
+  return prefix.address === linkLocal(mac);
 }
 
 /** Whether the kernel's route of the address's network is there: plugins that take it away have routes of their own for it. */

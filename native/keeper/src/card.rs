@@ -176,9 +176,10 @@ fn make(request: &OpenCardRequest, wish: &Wish) -> io::Result<OwnedFd> {
     Ok(device)
 }
 
-/// The host believes nothing that the guest says of routers, and answers ARP for the gateway alone.
+/// The host believes nothing that the guest says of routers, answers ARP for the gateway alone, and hears it from the guest's own address
+/// alone: every other one would take a place in the table of neighbours that all links share.
 fn harden(tap: &str, has_v6: bool) -> io::Result<()> {
-    for (name, value) in [("arp_ignore", "1"), ("accept_redirects", "0"), ("send_redirects", "0")] {
+    for (name, value) in [("arp_ignore", "1"), ("rp_filter", "1"), ("accept_redirects", "0"), ("send_redirects", "0")] {
         set(&format!("/proc/sys/net/ipv4/conf/{tap}/{name}"), value)?;
     }
     let v6 = format!("/proc/sys/net/ipv6/conf/{tap}");

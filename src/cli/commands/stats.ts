@@ -46,7 +46,7 @@ export const command: Command = {
       await sleep(SAMPLE_MS);
       const now = await sample(context, flags.args);
       const rows = [...now.values()].map((stats) => statsRow(stats, before.get(stats.id), flags.bool('no-trunc')));
-      const columns = ['ID', 'Name', 'CPUPerc', 'MemUsage', 'MemPerc', 'BlockIO', 'PIDs', 'HostMem'];
+      const columns = ['ID', 'Name', 'CPUPerc', 'MemUsage', 'MemPerc', 'NetIO', 'BlockIO', 'PIDs', 'HostMem'];
       const text = renderListing({ rows, columns, headers: HEADERS, raw: [], quiet: 'ID' }, flags);
       // Home and erase below: the table is redrawn in place.
       await context.out(process.stdout.isTTY && !flags.bool('no-stream') ? `\x1b[H\x1b[J${text}` : text);

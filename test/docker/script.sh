@@ -229,6 +229,27 @@ comes sick '{{.State.Health.Status}}' healthy
 t inspect -f '{{.State.Health.Status}} {{.State.Health.FailingStreak}}' sick
 t ps --format '{{.Names}} {{.Status}}'
 quietly rm -f sick
+title network
+t network create back
+t network ls --filter name=back --format '{{.Name}} {{.Driver}}'
+quietly run -d --name db --network back --network-alias store busybox httpd -f -h /etc
+t run --rm --network back busybox sh -c 'wget -q -O /dev/null http://db/passwd && wget -q -O /dev/null http://store/passwd && echo reached'
+t run --rm --network none busybox ls /sys/class/net
+e network rm back
+quietly rm -f db
+t network rm back
+e network inspect back
+title port
+quietly run -d --name pub -p 127.0.0.1:18080:80 busybox httpd -f -h /etc
+t port pub
+t port pub 80
+e port pub 81
+t ps --format '{{.Names}} {{.Ports}}'
+sleep 1
+printf 'GET /passwd HTTP/1.0\r\n\r\n' | socat -t 20 - TCP:127.0.0.1:18080 2>&1 | sed -n 1p | tr -d '\r'
+quietly rm -f pub
+title add-host
+t run --rm --add-host there:10.1.2.3 busybox grep there /etc/hosts
 title cidfile
 quietly run --rm --cidfile id busybox true
 wc -c <id | tr -d ' '

@@ -57,6 +57,28 @@ export interface ContainerStats {
   }[];
 }
 
+/** What runs in a container. The text is the guest's: bounded, control characters replaced. */
+export interface ProcessInfo {
+  /** As the container sees them; 0: the parent is outside. */
+  pid: number;
+  parent: number;
+  uid: number;
+  gid: number;
+  /** By the container's /etc/passwd, else the number. */
+  user: string;
+  state: string;
+  terminal: string;
+  cpuMicros: number;
+  /** How long ago it was started. */
+  ageMicros: number;
+  virtualBytes: number;
+  residentBytes: number;
+  name: string;
+  args: string[];
+  nice: number;
+  threads: number;
+}
+
 /** Limits that change while a container runs; absent: unchanged. */
 export interface ResourceUpdate {
   cpuShares?: number;
@@ -92,6 +114,8 @@ export interface Agent {
   ): Promise<void>;
   pauseContainer(containerId: string, options?: CallOptions): Promise<void>;
   resumeContainer(containerId: string, options?: CallOptions): Promise<void>;
+  /** Only with an agent that announced "tools"; UNIMPLEMENTED otherwise. */
+  listProcesses(containerId: string, options?: CallOptions): Promise<ProcessInfo[]>;
   updateContainer(containerId: string, update: ResourceUpdate, options?: CallOptions): Promise<void>;
   statsContainer(containerId: string, options?: CallOptions): Promise<ContainerStats>;
   /** Brings online what the machine was given: waits for `cpus` more processors, and takes all memory unless cpuOnly. */
@@ -108,7 +132,7 @@ export interface Agent {
   applyNetwork(state: NetworkState, options?: CallOptions): Promise<NetworkState>;
   /**
    * Writes a small regular file, of root's unless told otherwise, below shared/containers/ or secrets/ of /run/kata-containers; parents
-   * are made. At most 1 MiB.
+   * are made.
    */
   copyFile(path: string, content: Uint8Array, mode: number, options?: CopyOptions): Promise<void>;
   setGuestTime(unixMs: number, options?: CallOptions): Promise<void>;

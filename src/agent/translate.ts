@@ -2,8 +2,9 @@ import { KataError } from '../base/index.ts';
 import type { GuestDevice, GuestMount } from '../model/index.ts';
 import type * as oci from '../oci/index.ts';
 import type { Device as RpcDevice, StatsContainerResponse, Storage, StringUser } from '../rpc/agent.ts';
+import type { ProcessInfo as GuestProcess } from '../rpc/agent_ext.ts';
 import * as rpc from '../rpc/oci.ts';
-import type { ContainerStats, ResourceUpdate } from './agent.ts';
+import type { ContainerStats, ProcessInfo, ResourceUpdate } from './agent.ts';
 
 /**
  * OCI's names and "absent" to the agent protocol's. The protocol cannot say "absent" for a number, so agents read 0 as
@@ -191,6 +192,30 @@ export function fromStats(response: StatsContainerResponse): ContainerStats {
       txPackets: Number(n.tx_packets),
       txErrors: Number(n.tx_errors),
     })),
+  };
+}
+
+const MAX_ARGUMENTS = 256;
+const MAX_PROCESS_TEXT = 4096;
+
+export function fromProcess(info: GuestProcess): ProcessInfo {
+  const text = (value: string) => value.slice(0, MAX_PROCESS_TEXT).replace(/[\p{Cc}\u2028\u2029]/gu, '\uFFFD');
+  return {
+    pid: info.pid,
+    parent: info.parent,
+    uid: info.uid,
+    gid: info.gid,
+    user: info.user === '' ? String(info.uid) : text(info.user),
+    state: text(info.state),
+    terminal: text(info.terminal),
+    cpuMicros: Number(info.cpu_micros),
+    ageMicros: Math.max(0, Number(info.now_micros - info.started_micros)),
+    virtualBytes: Number(info.virtual_bytes),
+    residentBytes: Number(info.resident_bytes),
+    name: text(info.name),
+    args: info.args.slice(0, MAX_ARGUMENTS).map(text),
+    nice: info.nice,
+    threads: info.threads,
   };
 }
 

@@ -5,9 +5,9 @@ import * as ext from '../rpc/agent_ext.ts';
 import { Empty } from '../rpc/google/protobuf/empty.ts';
 import { CheckRequest, HealthCheckResponse, HealthCheckResponse_ServingStatus } from '../rpc/health.ts';
 import type { TtrpcClient } from '../ttrpc/index.ts';
-import type { Agent, ContainerStats, CopyOptions, GuestDetails, ResourceUpdate, SandboxRequest } from './agent.ts';
+import type { Agent, ContainerStats, CopyOptions, GuestDetails, ProcessInfo, ResourceUpdate, SandboxRequest } from './agent.ts';
 import { translateAgentError } from './error.ts';
-import { fromStats, toResourceUpdate, toStorage } from './translate.ts';
+import { fromProcess, fromStats, toResourceUpdate, toStorage } from './translate.ts';
 
 const DEFAULT_TIMEOUT_MS = 60_000;
 const AGENT = 'grpc.AgentService';
@@ -16,6 +16,9 @@ const EXTENSION = 'kata.agent.v1.AgentExtension';
 /** Strings of the guest that are kept: each list, each entry. */
 const MAX_LIST = 64;
 const MAX_NAME = 128;
+const MAX_PROCESSES = 8192;
+/** Of a file that goes in pieces. */
+const COPY_BYTES = 2 ** 20;
 /** stat(2)'s type bits of a regular file. */
 const S_IFREG = 0o100000;
 
@@ -159,16 +162,22 @@ export class TtrpcAgent implements Agent {
   }
 
   async copyFile(path: string, content: Uint8Array, mode: number, options?: CopyOptions): Promise<void> {
-    const request = rpc.CopyFileRequest.fromPartial({
-      path,
-      file_size: BigInt(content.length),
-      file_mode: S_IFREG | mode,
-      dir_mode: 0o755,
-      uid: options?.uid ?? 0,
-      gid: options?.gid ?? 0,
-      data: Buffer.from(content),
-    });
-    await this.#agent('CopyFile', rpc.CopyFileRequest, request, options);
+    let offset = 0;
+    do {
+      const data = Buffer.from(content.subarray(offset, offset + COPY_BYTES));
+      const request = rpc.CopyFileRequest.fromPartial({
+        path,
+        file_size: BigInt(content.length),
+        file_mode: S_IFREG | mode,
+        dir_mode: 0o755,
+        uid: options?.uid ?? 0,
+        gid: options?.gid ?? 0,
+        offset: BigInt(offset),
+        data,
+      });
+      await this.#agent('CopyFile', rpc.CopyFileRequest, request, options);
+      offset += data.length;
+    } while (offset < content.length);
   }
 
   async setGuestTime(unixMs: number, options?: CallOptions): Promise<void> {
@@ -182,6 +191,13 @@ export class TtrpcAgent implements Agent {
 
   async metrics(options?: CallOptions): Promise<string> {
     return (await this.#call(AGENT, 'GetMetrics', rpc.GetMetricsRequest, rpc.Metrics, {}, options)).metrics;
+  }
+
+  async listProcesses(containerId: string, options?: CallOptions): Promise<ProcessInfo[]> {
+    const request = { container_id: containerId };
+    const { ListProcessesRequest: query, ListProcessesResponse: answer } = ext;
+    const { processes } = await this.#call(EXTENSION, 'ListProcesses', query, answer, request, options);
+    return processes.slice(0, MAX_PROCESSES).map(fromProcess);
   }
 
   async setLogLevel(level: string, options?: CallOptions): Promise<void> {

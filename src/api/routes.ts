@@ -64,6 +64,23 @@ export const ROUTES = {
     maxBodyBytes: PROCESS_BODY_BYTES,
     replay: true,
   },
+  openFiles: {
+    summary: "Reads or writes a container's files, also of one that does not run: the stream is a tar archive",
+    body: s.FilesRequest,
+    answer: s.StreamAnswer,
+  },
+  openShell: {
+    summary: "A shell in a container's virtual machine, beside its containers",
+    body: s.ShellRequest,
+    answer: s.StreamAnswer,
+  },
+  listProcesses: { summary: 'What runs in a container', answer: z.array(s.ProcessInfo) },
+  commitContainer: {
+    summary: 'Makes an image of a container',
+    body: s.CommitBody,
+    answer: s.CommitAnswer,
+    maxBodyBytes: MiB,
+  },
   inspectExec: { summary: 'State of a process that exec started', answer: s.ExecDetails },
   events: {
     summary: 'Events, one JSON object a line',

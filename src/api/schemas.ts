@@ -204,6 +204,72 @@ export const StreamRequest = z.strictObject({
 /** Where the bytes are: connect to `socket`, send `KATA1 <token>\n`, then frames (docs/ARCHITECTURE.md, "Data socket"). */
 export const StreamAnswer = z.strictObject({ socket: z.string(), token: z.string(), execId: z.string() });
 
+/** A path of the container's; relative ones begin at its root. */
+const containerPath = text(4096).min(1);
+export const FilesRequest = z.discriminatedUnion('tool', [
+  z.strictObject({
+    tool: z.literal('pack'),
+    path: containerPath,
+    /** What the entry of the path itself is called; those below it follow after a slash. */
+    name: text(4096).min(1),
+    /** The path's last link is followed. */
+    follow: z.boolean().default(false),
+    /** Holes (GNU's sparse format) and fractions of seconds, for readers that know them. */
+    exact: z.boolean().default(false),
+  }),
+  z.strictObject({
+    tool: z.literal('unpack'),
+    /** A copy's destination; with `extract` a directory. */
+    path: containerPath,
+    /** What the copied thing is called where the path is a directory; "": its contents go there. */
+    name: text(4096).default(''),
+    /** Of a directory what is in it goes. */
+    contents: z.boolean().default(false),
+    /** Entries' names are relative to the directory; else the stream is one tree called ".". */
+    extract: z.boolean().default(false),
+    /** Owners as in the stream; else root. */
+    owner: z.boolean().default(false),
+  }),
+  /** The root file system, without what is mounted in it. */
+  z.strictObject({ tool: z.literal('export') }),
+  /** Not an archive: "A/path", "C/path" or "D/path" with a NUL after each. */
+  z.strictObject({ tool: z.literal('changes') }),
+]);
+export const ShellRequest = z.strictObject({
+  /** Absent: the shell of busybox. */
+  args: z.array(text(131072)).max(1000).default([]),
+  tty: z.boolean().default(false),
+  stdin: z.boolean().default(false),
+  term: text(64).optional(),
+});
+export const ProcessInfo = z.strictObject({
+  pid: z.number(),
+  parent: z.number(),
+  uid: z.number(),
+  gid: z.number(),
+  user: z.string(),
+  state: z.string(),
+  terminal: z.string(),
+  cpuMicros: z.number(),
+  ageMicros: z.number(),
+  virtualBytes: z.number(),
+  residentBytes: z.number(),
+  name: z.string(),
+  args: z.array(z.string()),
+  nice: z.number(),
+  threads: z.number(),
+});
+export const CommitBody = z.strictObject({
+  /** Name of the new image; absent: it has none. */
+  name: text(1024).optional(),
+  author: text(1024).default(''),
+  message: text(4096).default(''),
+  /** Instructions of a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME, WORKDIR. */
+  changes: z.array(text(65536)).max(256).default([]),
+  pause: z.boolean().default(true),
+});
+export const CommitAnswer = z.strictObject({ id: z.string() });
+
 export const KillBody = z.strictObject({ signal: text(32).default('KILL') });
 export const StopBody = z.strictObject({
   timeoutSeconds: z.number().int().min(-1).optional(),
@@ -661,3 +727,8 @@ export type ListQuery = z.infer<typeof ListQuery>;
 export type LogsAnswer = z.infer<typeof LogsAnswer>;
 export type Volume = z.infer<typeof Volume>;
 export type WaitAnswer = z.infer<typeof WaitAnswer>;
+export type FilesRequest = z.infer<typeof FilesRequest>;
+export type FilesInput = z.input<typeof FilesRequest>;
+export type ShellRequest = z.infer<typeof ShellRequest>;
+export type ProcessInfo = z.infer<typeof ProcessInfo>;
+export type CommitBody = z.infer<typeof CommitBody>;

@@ -17,6 +17,8 @@ const ENGINE_BOUNDS: ReadonlySet<EndpointName> = new Set<EndpointName>([
   'waitContainer',
   'removeContainer',
   'createExec',
+  'openFiles',
+  'commitContainer',
   'loadImages',
   'saveImages',
   'pruneImages',

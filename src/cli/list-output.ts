@@ -31,7 +31,7 @@ export function renderListing(listing: Listing, flags: Flags): string {
   }
   const format = flags.string('format') ?? 'table';
   if (format === 'json') return listing.rows.map((row) => `${toJson(row)}\n`).join('');
-  if (format === 'table' || format === '') return table(defaultLines(listing));
+  if (format === 'table' || format === '') return alignColumns(defaultLines(listing));
   const isTable = format.startsWith('table ');
   const source = (isTable ? format.slice('table '.length).trim() : format)
     .replaceAll('\\t', '\t')
@@ -39,7 +39,7 @@ export function renderListing(listing: Listing, flags: Flags): string {
   const template = compileTemplate(source);
   const lines = listing.rows.map((row) => template.execute(row));
   if (!isTable) return lines.map((line) => `${line}\n`).join('');
-  return table([template.execute(headerRow(listing), HEADER_FUNCTIONS), ...lines]);
+  return alignColumns([template.execute(headerRow(listing), HEADER_FUNCTIONS), ...lines]);
 }
 
 function defaultLines(listing: Listing): string[] {
@@ -69,7 +69,7 @@ const HEADER_FUNCTIONS: ReadonlyMap<string, TemplateFunction> = new Map<string, 
 ]);
 
 /** Aligns tab-separated lines; the last cell of a line is not padded. */
-function table(lines: readonly string[]): string {
+export function alignColumns(lines: readonly string[]): string {
   const rows = lines.map((line) => line.split('\t'));
   const widths: number[] = [];
   for (const row of rows)

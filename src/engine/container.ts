@@ -20,6 +20,8 @@ export class Container {
   settled: Promise<void> = Promise.resolve();
   /** Ends a start that is under way. */
   starting: AbortController | undefined;
+  /** Ends the machine that was started for its files alone, while there is one. */
+  visiting: (() => void) | undefined;
   isRemoved = false;
   /** What was answered last to the question for its health; absent: nobody asks. */
   health: HealthBody | undefined;
@@ -97,6 +99,17 @@ export class Container {
     }
     this.notify();
     return failure;
+  }
+
+  /** Runs `work` under its lock when the last run is cleaned up and nobody is at its files. */
+  async whenFree<T>(work: () => Promise<T>): Promise<T> {
+    for (;;) {
+      await this.settled;
+      const done = await this.mutex.run(async () =>
+        this.visiting === undefined ? { value: await work() } : undefined,
+      );
+      if (done !== undefined) return done.value;
+    }
   }
 
   notify(): void {

@@ -29,6 +29,7 @@ import { Networks } from './networks.ts';
 import { type ContainerNetworking, planOf, specOf } from './plan.ts';
 import { afterRun, Restarts } from './restart.ts';
 import { Secrets } from './secrets.ts';
+import { Tools } from './tools.ts';
 import { Volumes } from './volumes.ts';
 
 export interface EnginePaths {
@@ -71,6 +72,7 @@ export class Engine {
   readonly secrets = new Secrets();
   readonly restarts = new Restarts();
   readonly healthChecks = new HealthChecks(this);
+  readonly tools = new Tools();
   readonly sandboxes = new Map<string, Sandbox>();
   readonly startedAt = new Date().toISOString();
   readonly findAssets: EngineOptions['findAssets'];
@@ -221,6 +223,7 @@ export class Engine {
       },
       onGone: () => {
         this.sandboxes.delete(uid);
+        this.tools.gone(uid);
       },
     };
   }
@@ -237,6 +240,7 @@ export class Engine {
       evidence: end.evidence,
     };
     if (end.execId !== '') {
+      this.tools.ended(end.execId, exit);
       const sandbox = this.sandboxes.get(uid);
       const exec = sandbox?.execOf(end.containerId, end.execId);
       if (sandbox === undefined || exec === undefined) return;
@@ -281,8 +285,7 @@ export class Engine {
 
   /** Removes a container that does not run, with its files and, when asked, its anonymous volumes. Idempotent. */
   async discard(container: Container, volumes: boolean): Promise<void> {
-    await container.settled;
-    await container.mutex.run(async () => {
+    await container.whenFree(async () => {
       if (container.isRemoved) return;
       this.restarts.cancel(container);
       this.secrets.forget(container);

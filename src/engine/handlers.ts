@@ -4,9 +4,11 @@ import type { Call, Handlers } from '../api/server.ts';
 import { KataError } from '../base/index.ts';
 import { buildExecProcess } from '../oci/index.ts';
 import { failpoint, needsSharing } from '../sandbox/index.ts';
+import { commit } from './commit.ts';
 import { Container } from './container.ts';
 import { corruptSummary, detailsOf, droppedLines, logFiles, statsOf, summaryOf } from './describe.ts';
 import type { Engine } from './engine.ts';
+import { openFiles, openShell } from './files.ts';
 import { containerFilter } from './filters.ts';
 import { checkOf } from './health.ts';
 import * as lifecycle from './lifecycle.ts';
@@ -130,6 +132,13 @@ export function containerHandlers(engine: Engine, ready: Promise<void>): Handler
       return {};
     },
     createExec: async (call) => exec(engine, await find(call.path.id), call),
+    openFiles: async ({ path, body }) => openFiles(engine, await find(path.id), body),
+    openShell: async ({ path, body }) => openShell(engine, await find(path.id), body),
+    commitContainer: async ({ path, body }) => ({ id: await commit(engine, await find(path.id), body) }),
+    listProcesses: async ({ path }) => {
+      const container = await find(path.id);
+      return engine.sandboxOf(container).links.agent.listProcesses(container.id, { timeoutMs: 10_000 });
+    },
     inspectExec: async ({ path }) => {
       const container = await find(path.id);
       const record = engine.sandboxOf(container).execOf(container.id, path.execId);

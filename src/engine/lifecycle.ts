@@ -1,24 +1,17 @@
 // Longer than other files: the verbs share how a container is locked, signalled and waited for, and are read beside each other.
 
 import { randomUUID } from 'node:crypto';
-import { existsSync } from 'node:fs';
 import type { ExitInfo } from '../api/index.ts';
-import { KataError, newSandboxUid } from '../base/index.ts';
-import type { VsockMode } from '../model/index.ts';
+import { KataError } from '../base/index.ts';
 import { parseSignal, SIGKILL } from '../oci/index.ts';
 import {
-  type Assets,
-  type CardOptions,
   type ContainerPlan,
   type Exited,
   failpoint,
-  growthBound,
   heldBy,
   launch,
-  machineSize,
-  needsSharing,
   Phases,
-  Sandbox,
+  type Sandbox,
   type StopRequest,
   type StreamWish,
   sandboxOf,
@@ -26,13 +19,13 @@ import {
 import type { Container } from './container.ts';
 import { type Engine, endOf } from './engine.ts';
 import { firstHealth } from './health.ts';
+import { assetsOf, cardOf, makeDisk, newSandbox } from './new-sandbox.ts';
 import { afterRun, pendingRestart } from './restart.ts';
 
 const DEFAULT_GRACE_SECONDS = 10;
 /** After SIGKILL; a guest that has not reported the exit by then is ended with its machine. */
 const KILL_WAIT_MS = 10_000;
 const SIGNAL_TIMEOUT_MS = 10_000;
-const MKFS_TIMEOUT_MS = 60_000;
 const SIGCONT = 18;
 
 export interface Stream {
@@ -62,8 +55,7 @@ export async function start(
   container: Container,
   options: StartOptions & { resumed: boolean },
 ): Promise<Stream | undefined> {
-  await container.settled;
-  const failure = await container.mutex.run(async () => {
+  const failure = await container.whenFree(async () => {
     if (options.resumed && isStartedBy(container, options.requestId)) {
       const { keeper } = engine.sandboxOf(container).links;
       const stream =
@@ -124,7 +116,7 @@ class Attempt {
       await this.#engine.filling.begin(container);
       plan = this.#engine.secrets.addTo(this.#engine.planOf(container), container);
       const host = this.#joins();
-      sandbox = host ?? (await this.#newSandbox(plan));
+      sandbox = host ?? (await newSandbox(this.#engine, container, plan, { networked: true }));
       container.apply(
         { event: 'start', sandboxUid: sandbox.uid },
         {
@@ -137,17 +129,17 @@ class Attempt {
       if (host !== undefined) {
         await host.join(container.id);
         joined = true;
-        await this.#makeDisk();
+        await makeDisk(this.#engine, container, signal);
       } else {
         sandbox.update({});
         this.#engine.sandboxes.set(sandbox.uid, sandbox);
         failpoint('start.sandbox-recorded');
         await launch(sandbox, {
-          assets: this.#findAssets(plan, sandbox.record.vsock),
+          assets: assetsOf(this.#engine, plan, sandbox.record.vsock),
           plan,
           hostname: container.record.hostname,
-          prepareDisk: () => this.#makeDisk(),
-          network: this.#card(sandbox.uid),
+          prepareDisk: () => makeDisk(this.#engine, container, signal),
+          network: cardOf(this.#engine, container, sandbox.uid),
           phases: this.#phases,
           signal,
         });
@@ -230,56 +222,6 @@ class Attempt {
     return this.#engine.sandboxOf(this.#engine.containers.find(sandbox));
   }
 
-  async #newSandbox(plan: ContainerPlan): Promise<Sandbox> {
-    const { services } = this.#engine;
-    const { config } = this.#container.record;
-    const offered = services.hypervisor.capabilities(config.machine).vsock;
-    const vsock = offered.includes('kernel') ? services.host.vsock() : 'hybrid';
-    const assets = this.#findAssets(plan, vsock);
-    const capacity = this.#engine.capacity();
-    const size = machineSize(config, capacity);
-    const accel = config.accel === 'auto' ? await services.host.accelerator(assets.keeper) : config.accel;
-    const uid = newSandboxUid();
-    const { network } = this.#container.record;
-    const spec = config.network;
-    const attachment = network && spec && this.#engine.networks.attachment(uid, network, spec);
-    return new Sandbox(services, this.#engine.eventsOf(uid), {
-      version: 1,
-      uid,
-      door: 'cli',
-      bootId: await services.host.bootId(),
-      createdAt: new Date().toISOString(),
-      state: { status: 'launching' },
-      cgroups: [],
-      keeperPath: assets.keeper,
-      guestImage: assets.guest.digest,
-      ...size,
-      // A microvm takes nothing while it runs.
-      ...(config.machine === 'q35' ? growthBound(size, capacity, accel) : {}),
-      machineType: config.machine,
-      accel,
-      vsock,
-      ...(attachment && { network: attachment }),
-      shared: needsSharing(plan) ? 'sandbox' : 'no',
-      containers: [this.#container.id],
-      names: [this.#container.id, this.#container.record.name],
-      acknowledged: 0,
-      execs: [],
-    });
-  }
-
-  #card(uid: string): CardOptions {
-    const { networks, services } = this.#engine;
-    const { config, network } = this.#container.record;
-    return {
-      table: networks.table,
-      namesFile: networks.namesFile(network?.network ?? ''),
-      dnsServers: config.network?.dns ?? [],
-      vhost: network !== undefined && services.host.networkFacts().vhostNet,
-      setFilter: (attachment) => networks.setFilter(uid, attachment),
-    };
-  }
-
   /** A port that was chosen stays the container's; its neighbours learn its name. */
   #keepPorts(sandbox: Sandbox): void {
     const { network } = sandbox.record;
@@ -288,21 +230,6 @@ class Attempt {
     const isChosen = lease?.ports.some(({ hostPort }) => hostPort === 0) ?? false;
     if (lease !== undefined && isChosen) this.#container.update({ network: { ...lease, ports: network.ports } });
     this.#engine.networks.tellNames(network.network);
-  }
-
-  #findAssets(plan: ContainerPlan, vsock: VsockMode): Assets {
-    return this.#engine.findAssets({ sharing: needsSharing(plan), vsockDevice: vsock === 'hybrid' });
-  }
-
-  /** The writable layer is made once and kept from start to start. */
-  async #makeDisk(): Promise<void> {
-    const { rootfs } = this.#container.record.config;
-    if (rootfs.driver !== 'block' || existsSync(this.#container.diskPath)) return;
-    const { mkfs } = this.#engine.findAssets({ sharing: false, vsockDevice: false });
-    await this.#engine.services.host.makeDisk(this.#container.diskPath, rootfs.sizeBytes ?? 0, mkfs, {
-      signal: this.#abort.signal,
-      timeoutMs: MKFS_TIMEOUT_MS,
-    });
   }
 }
 
@@ -454,6 +381,7 @@ export async function remove(
     );
   container.starting?.abort(new KataError('CANCELLED', 'the container is removed'));
   engine.restarts.cancel(container);
+  if (options.force) container.visiting?.();
   if (container.isLive) await removeLive(engine, container);
   failpoint('rm.stopped');
   await engine.discard(container, options.volumes);

@@ -69,7 +69,8 @@ async function recoverSandbox(engine: Engine, name: string, doors: Doors | undef
   for (const id of record.containers) {
     if (members.some((one) => one.id === id && one.isLive)) continue;
     const container = engine.containers.byId(id);
-    if (container !== undefined) engine.afterExit(container, name);
+    // One that was never started had its files looked at: that is no end of its.
+    if (container !== undefined && container.state.status !== 'created') engine.afterExit(container, name);
     else await sandbox.leave(id, () => ({ devices: [], shares: [] }));
   }
 }

@@ -5,6 +5,7 @@ import { canonicalName, familiarName, isDigest, parseReference } from '../oci/in
 import { planImages } from './archive/select.ts';
 import { type ImageSource, openSource } from './archive/source.ts';
 import { busyboxSource } from './busybox.ts';
+import { commitSource } from './commit.ts';
 import { ContentStore } from './content.ts';
 import { exportedImage } from './export.ts';
 import { sizeOf } from './files.ts';
@@ -14,6 +15,7 @@ import { saveImages } from './save.ts';
 import { Config, parseJson } from './schemas.ts';
 import { type ImageRecord, type LayerRecord, readState, type State, writeState } from './state.ts';
 import type {
+  Commit,
   ExportedImage,
   ImageDetails,
   ImageInfo,
@@ -158,6 +160,20 @@ export class ImageStore {
       const partial = await this.#content.dropPartials(0);
       return { removed, reclaimedBytes: before - (await this.#content.sizeBytes()) + partial };
     });
+  }
+
+  /** Makes an image. What `writeLayer` throws ends it, and so does what is wrong with the layer. */
+  async commit(commit: Commit): Promise<string> {
+    const name = commit.name === undefined ? undefined : taggedName(commit.name);
+    const release = this.#hold(this.#find(commit.base));
+    try {
+      const { layers } = this.#record(commit.base);
+      const source = (tmp: string) => commitSource({ id: commit.base, layers }, commit, this.#content, tmp);
+      const { images } = await this.#loadFrom(source, name);
+      return (images[0] as { id: string }).id;
+    } finally {
+      release();
+    }
   }
 
   #loadFrom(open: (tmp: string) => Promise<ImageSource>, name: string | undefined): Promise<LoadResult> {

@@ -1,4 +1,4 @@
-import type { Descriptor, ImageConfig } from '../oci/index.ts';
+import type { Descriptor, ImageConfig, ImageRuntimeConfig } from '../oci/index.ts';
 
 /** One layer as the guest mounts it: a read-only EROFS image, its size a multiple of 4096 bytes. */
 export interface ResolvedLayer {
@@ -115,6 +115,20 @@ export interface ExportedImage {
   referrers: { manifest: Descriptor & { bytes: Buffer }; listed: object & { digest: string }; blobs: Descriptor[] }[];
   repoDigests: readonly string[];
   pathOf(digest: string): string;
+}
+
+/** An image that is made of another one and of what a container changed. */
+export interface Commit {
+  /** Image id. */
+  base: string;
+  name?: string | undefined;
+  author: string;
+  message: string;
+  created: string;
+  /** In place of what the image's configuration has under these names. */
+  config: ImageRuntimeConfig;
+  /** Writes the layer's tar to a new file. */
+  writeLayer(path: string): Promise<void>;
 }
 
 export interface PruneResult {

@@ -8,6 +8,7 @@ export * from './effective-config.ts';
 export { mergeEnv } from './environment.ts';
 export * from './health.ts';
 export * from './image-spec.ts';
+export { applyInstruction } from './instructions.ts';
 export * from './reference.ts';
 export type * from './runtime-spec.ts';
 export * from './signals.ts';

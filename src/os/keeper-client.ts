@@ -196,6 +196,7 @@ export class KeeperClient {
       wait_client: request.waitClient,
       timeout_ms: options.timeoutMs,
       stdio: stdio && { ...stdio, container_id: stdio.containerId },
+      tool: request.tool ?? false,
     };
     const bounds = { ...options, timeoutMs: options.timeoutMs + ANSWER_GRACE_MS };
     await invoke(this.ttrpc, 'CreateProcess', rpc.CreateProcessRequest, rpc.CreateProcessResponse, message, bounds);

@@ -170,7 +170,7 @@ export interface KeeperProcess {
   containerId: string;
   /** Empty: the container's init process. */
   execId: string;
-  /** Serialised grpc.CreateContainerRequest (execId empty) or grpc.ExecProcessRequest; the agent room builds it. */
+  /** Serialised grpc.CreateContainerRequest (execId empty), grpc.ExecProcessRequest or StartToolRequest; the agent room builds it. */
   request: Uint8Array;
   terminal: boolean;
   stdin: boolean;
@@ -180,6 +180,8 @@ export interface KeeperProcess {
   /** Hold output until a client attached, 30 s at most. */
   waitClient: boolean;
   stdio?: Stdio;
+  /** The request starts a tool of the agent's. */
+  tool?: boolean;
 }
 
 export interface StreamSelection {

@@ -70,6 +70,60 @@ export interface GuestMemory {
 export interface OnlineResponse {
 }
 
+export interface StartToolRequest {
+  container_id: string;
+  exec_id: string;
+  /**
+   * "pack", "unpack": of what the container sees, mounts included. "export": as pack, of its root file system alone. "changes", "layer": of
+   * its writable layer, which is in the guest. "shell": args are a program of the guest's and its arguments.
+   */
+  tool: string;
+  args: string[];
+  /** As in grpc.ExecProcessRequest. */
+  stdin_port: number;
+  stdout_port: number;
+  stderr_port: number;
+  terminal: boolean;
+  /** Of a shell: "NAME=value". */
+  env: string[];
+}
+
+export interface StartToolResponse {
+}
+
+export interface ListProcessesRequest {
+  container_id: string;
+}
+
+export interface ListProcessesResponse {
+  processes: ProcessInfo[];
+}
+
+export interface ProcessInfo {
+  /** As the container sees them; the parent is 0 where it is outside. */
+  pid: number;
+  parent: number;
+  /** Names of the container's /etc/passwd and /etc/group are the caller's to look up. */
+  uid: number;
+  gid: number;
+  /** By the name in /etc/passwd, else empty. */
+  user: string;
+  /** "R", "S", ... as in /proc/PID/stat. */
+  state: string;
+  terminal: string;
+  cpu_micros: bigint;
+  /** Since the machine's boot, and how long ago that is. */
+  started_micros: bigint;
+  now_micros: bigint;
+  virtual_bytes: bigint;
+  resident_bytes: bigint;
+  name: string;
+  /** Empty for a kernel's or a dead process. */
+  args: string[];
+  nice: number;
+  threads: number;
+}
+
 export interface SetLogLevelRequest {
   level: string;
 }
@@ -754,6 +808,597 @@ export const OnlineResponse: MessageFns<OnlineResponse> = {
   },
   fromPartial(_: DeepPartial<OnlineResponse>): OnlineResponse {
     const message = createBaseOnlineResponse();
+    return message;
+  },
+};
+
+function createBaseStartToolRequest(): StartToolRequest {
+  return {
+    container_id: "",
+    exec_id: "",
+    tool: "",
+    args: [],
+    stdin_port: 0,
+    stdout_port: 0,
+    stderr_port: 0,
+    terminal: false,
+    env: [],
+  };
+}
+
+export const StartToolRequest: MessageFns<StartToolRequest> = {
+  encode(message: StartToolRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.container_id !== "") {
+      writer.uint32(10).string(message.container_id);
+    }
+    if (message.exec_id !== "") {
+      writer.uint32(18).string(message.exec_id);
+    }
+    if (message.tool !== "") {
+      writer.uint32(26).string(message.tool);
+    }
+    for (const v of message.args) {
+      writer.uint32(34).string(v!);
+    }
+    if (message.stdin_port !== 0) {
+      writer.uint32(40).uint32(message.stdin_port);
+    }
+    if (message.stdout_port !== 0) {
+      writer.uint32(48).uint32(message.stdout_port);
+    }
+    if (message.stderr_port !== 0) {
+      writer.uint32(56).uint32(message.stderr_port);
+    }
+    if (message.terminal !== false) {
+      writer.uint32(64).bool(message.terminal);
+    }
+    for (const v of message.env) {
+      writer.uint32(74).string(v!);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StartToolRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStartToolRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.container_id = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.exec_id = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.tool = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.args.push(reader.string());
+            continue;
+          }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.stdin_port = reader.uint32();
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.stdout_port = reader.uint32();
+            continue;
+          }
+          case 7: {
+            if (tag !== 56) {
+              break;
+            }
+
+            message.stderr_port = reader.uint32();
+            continue;
+          }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.terminal = reader.bool();
+            continue;
+          }
+          case 9: {
+            if (tag !== 74) {
+              break;
+            }
+
+            message.env.push(reader.string());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<StartToolRequest>): StartToolRequest {
+    return StartToolRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<StartToolRequest>): StartToolRequest {
+    const message = createBaseStartToolRequest();
+    message.container_id = object.container_id ?? "";
+    message.exec_id = object.exec_id ?? "";
+    message.tool = object.tool ?? "";
+    message.args = object.args?.map((e) => e) || [];
+    message.stdin_port = object.stdin_port ?? 0;
+    message.stdout_port = object.stdout_port ?? 0;
+    message.stderr_port = object.stderr_port ?? 0;
+    message.terminal = object.terminal ?? false;
+    message.env = object.env?.map((e) => e) || [];
+    return message;
+  },
+};
+
+function createBaseStartToolResponse(): StartToolResponse {
+  return {};
+}
+
+export const StartToolResponse: MessageFns<StartToolResponse> = {
+  encode(_: StartToolResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): StartToolResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseStartToolResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<StartToolResponse>): StartToolResponse {
+    return StartToolResponse.fromPartial(base ?? {});
+  },
+  fromPartial(_: DeepPartial<StartToolResponse>): StartToolResponse {
+    const message = createBaseStartToolResponse();
+    return message;
+  },
+};
+
+function createBaseListProcessesRequest(): ListProcessesRequest {
+  return { container_id: "" };
+}
+
+export const ListProcessesRequest: MessageFns<ListProcessesRequest> = {
+  encode(message: ListProcessesRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.container_id !== "") {
+      writer.uint32(10).string(message.container_id);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListProcessesRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListProcessesRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.container_id = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ListProcessesRequest>): ListProcessesRequest {
+    return ListProcessesRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ListProcessesRequest>): ListProcessesRequest {
+    const message = createBaseListProcessesRequest();
+    message.container_id = object.container_id ?? "";
+    return message;
+  },
+};
+
+function createBaseListProcessesResponse(): ListProcessesResponse {
+  return { processes: [] };
+}
+
+export const ListProcessesResponse: MessageFns<ListProcessesResponse> = {
+  encode(message: ListProcessesResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.processes) {
+      ProcessInfo.encode(v!, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListProcessesResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListProcessesResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.processes.push(ProcessInfo.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ListProcessesResponse>): ListProcessesResponse {
+    return ListProcessesResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ListProcessesResponse>): ListProcessesResponse {
+    const message = createBaseListProcessesResponse();
+    message.processes = object.processes?.map((e) => ProcessInfo.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseProcessInfo(): ProcessInfo {
+  return {
+    pid: 0,
+    parent: 0,
+    uid: 0,
+    gid: 0,
+    user: "",
+    state: "",
+    terminal: "",
+    cpu_micros: 0n,
+    started_micros: 0n,
+    now_micros: 0n,
+    virtual_bytes: 0n,
+    resident_bytes: 0n,
+    name: "",
+    args: [],
+    nice: 0,
+    threads: 0,
+  };
+}
+
+export const ProcessInfo: MessageFns<ProcessInfo> = {
+  encode(message: ProcessInfo, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.pid !== 0) {
+      writer.uint32(8).uint32(message.pid);
+    }
+    if (message.parent !== 0) {
+      writer.uint32(16).uint32(message.parent);
+    }
+    if (message.uid !== 0) {
+      writer.uint32(24).uint32(message.uid);
+    }
+    if (message.gid !== 0) {
+      writer.uint32(32).uint32(message.gid);
+    }
+    if (message.user !== "") {
+      writer.uint32(42).string(message.user);
+    }
+    if (message.state !== "") {
+      writer.uint32(50).string(message.state);
+    }
+    if (message.terminal !== "") {
+      writer.uint32(58).string(message.terminal);
+    }
+    if (message.cpu_micros !== 0n) {
+      if (BigInt.asUintN(64, message.cpu_micros) !== message.cpu_micros) {
+        throw new globalThis.Error("value provided for field message.cpu_micros of type uint64 too large");
+      }
+      writer.uint32(64).uint64(message.cpu_micros);
+    }
+    if (message.started_micros !== 0n) {
+      if (BigInt.asUintN(64, message.started_micros) !== message.started_micros) {
+        throw new globalThis.Error("value provided for field message.started_micros of type uint64 too large");
+      }
+      writer.uint32(72).uint64(message.started_micros);
+    }
+    if (message.now_micros !== 0n) {
+      if (BigInt.asUintN(64, message.now_micros) !== message.now_micros) {
+        throw new globalThis.Error("value provided for field message.now_micros of type uint64 too large");
+      }
+      writer.uint32(80).uint64(message.now_micros);
+    }
+    if (message.virtual_bytes !== 0n) {
+      if (BigInt.asUintN(64, message.virtual_bytes) !== message.virtual_bytes) {
+        throw new globalThis.Error("value provided for field message.virtual_bytes of type uint64 too large");
+      }
+      writer.uint32(88).uint64(message.virtual_bytes);
+    }
+    if (message.resident_bytes !== 0n) {
+      if (BigInt.asUintN(64, message.resident_bytes) !== message.resident_bytes) {
+        throw new globalThis.Error("value provided for field message.resident_bytes of type uint64 too large");
+      }
+      writer.uint32(96).uint64(message.resident_bytes);
+    }
+    if (message.name !== "") {
+      writer.uint32(106).string(message.name);
+    }
+    for (const v of message.args) {
+      writer.uint32(114).string(v!);
+    }
+    if (message.nice !== 0) {
+      writer.uint32(120).int32(message.nice);
+    }
+    if (message.threads !== 0) {
+      writer.uint32(128).uint32(message.threads);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ProcessInfo {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseProcessInfo();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.pid = reader.uint32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.parent = reader.uint32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.uid = reader.uint32();
+            continue;
+          }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.gid = reader.uint32();
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.user = reader.string();
+            continue;
+          }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.state = reader.string();
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.terminal = reader.string();
+            continue;
+          }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.cpu_micros = reader.uint64() as bigint;
+            continue;
+          }
+          case 9: {
+            if (tag !== 72) {
+              break;
+            }
+
+            message.started_micros = reader.uint64() as bigint;
+            continue;
+          }
+          case 10: {
+            if (tag !== 80) {
+              break;
+            }
+
+            message.now_micros = reader.uint64() as bigint;
+            continue;
+          }
+          case 11: {
+            if (tag !== 88) {
+              break;
+            }
+
+            message.virtual_bytes = reader.uint64() as bigint;
+            continue;
+          }
+          case 12: {
+            if (tag !== 96) {
+              break;
+            }
+
+            message.resident_bytes = reader.uint64() as bigint;
+            continue;
+          }
+          case 13: {
+            if (tag !== 106) {
+              break;
+            }
+
+            message.name = reader.string();
+            continue;
+          }
+          case 14: {
+            if (tag !== 114) {
+              break;
+            }
+
+            message.args.push(reader.string());
+            continue;
+          }
+          case 15: {
+            if (tag !== 120) {
+              break;
+            }
+
+            message.nice = reader.int32();
+            continue;
+          }
+          case 16: {
+            if (tag !== 128) {
+              break;
+            }
+
+            message.threads = reader.uint32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ProcessInfo>): ProcessInfo {
+    return ProcessInfo.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ProcessInfo>): ProcessInfo {
+    const message = createBaseProcessInfo();
+    message.pid = object.pid ?? 0;
+    message.parent = object.parent ?? 0;
+    message.uid = object.uid ?? 0;
+    message.gid = object.gid ?? 0;
+    message.user = object.user ?? "";
+    message.state = object.state ?? "";
+    message.terminal = object.terminal ?? "";
+    message.cpu_micros = (object.cpu_micros !== undefined && object.cpu_micros !== null)
+      ? BigInt(object.cpu_micros)
+      : 0n;
+    message.started_micros = (object.started_micros !== undefined && object.started_micros !== null)
+      ? BigInt(object.started_micros)
+      : 0n;
+    message.now_micros = (object.now_micros !== undefined && object.now_micros !== null)
+      ? BigInt(object.now_micros)
+      : 0n;
+    message.virtual_bytes = (object.virtual_bytes !== undefined && object.virtual_bytes !== null)
+      ? BigInt(object.virtual_bytes)
+      : 0n;
+    message.resident_bytes = (object.resident_bytes !== undefined && object.resident_bytes !== null)
+      ? BigInt(object.resident_bytes)
+      : 0n;
+    message.name = object.name ?? "";
+    message.args = object.args?.map((e) => e) || [];
+    message.nice = object.nice ?? 0;
+    message.threads = object.threads ?? 0;
     return message;
   },
 };

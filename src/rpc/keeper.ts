@@ -238,7 +238,7 @@ export interface CreateProcessRequest {
   container_id: string;
   /** Empty for the container's init process. */
   exec_id: string;
-  /** A serialised grpc.CreateContainerRequest (exec_id empty) or grpc.ExecProcessRequest. */
+  /** A serialised grpc.CreateContainerRequest (exec_id empty) or grpc.ExecProcessRequest; kata.agent.v1.StartToolRequest with `tool`. */
   request: Buffer;
   terminal: boolean;
   /** Without stdin the process reads /dev/null. */
@@ -252,7 +252,11 @@ export interface CreateProcessRequest {
   wait_client: boolean;
   timeout_ms: number;
   /** Where containerd wants the process's streams; beside the log and attached clients. */
-  stdio: StdioSpec | undefined;
+  stdio:
+    | StdioSpec
+    | undefined;
+  /** With an exec_id: a tool of the agent's. */
+  tool: boolean;
 }
 
 /**
@@ -2836,6 +2840,7 @@ function createBaseCreateProcessRequest(): CreateProcessRequest {
     wait_client: false,
     timeout_ms: 0,
     stdio: undefined,
+    tool: false,
   };
 }
 
@@ -2870,6 +2875,9 @@ export const CreateProcessRequest: MessageFns<CreateProcessRequest> = {
     }
     if (message.stdio !== undefined) {
       StdioSpec.encode(message.stdio, writer.uint32(82).fork()).join();
+    }
+    if (message.tool !== false) {
+      writer.uint32(88).bool(message.tool);
     }
     return writer;
   },
@@ -2967,6 +2975,14 @@ export const CreateProcessRequest: MessageFns<CreateProcessRequest> = {
             message.stdio = StdioSpec.decode(reader, reader.uint32());
             continue;
           }
+          case 11: {
+            if (tag !== 88) {
+              break;
+            }
+
+            message.tool = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2996,6 +3012,7 @@ export const CreateProcessRequest: MessageFns<CreateProcessRequest> = {
     message.stdio = (object.stdio !== undefined && object.stdio !== null)
       ? StdioSpec.fromPartial(object.stdio)
       : undefined;
+    message.tool = object.tool ?? false;
     return message;
   },
 };

@@ -3,7 +3,7 @@
 
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { type Agent, createContainerRequest, execProcessRequest } from '../agent/index.ts';
+import { type Agent, createContainerRequest, execProcessRequest, startToolRequest, type Tool } from '../agent/index.ts';
 import { KataError, Mutex } from '../base/index.ts';
 import type { Machine } from '../hypervisor/index.ts';
 import type { Device, GuestDevice, MachineSize, NetDevice } from '../model/index.ts';
@@ -260,6 +260,31 @@ export class Sandbox {
       request: execProcessRequest({ containerId, execId, process }),
       ...(stdio && { stdio }),
     });
+  }
+
+  /** Runs a tool of the agent's beside a container; its output waits for a client, where it goes nowhere else. */
+  async startTool(
+    { containerId, execId, stdin, stdio }: Pick<KeeperProcess, 'containerId' | 'execId' | 'stdin' | 'stdio'>,
+    tool: Tool,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { keeper } = this.links;
+    if (!(await keeper.state()).ready?.extensions.includes('tools'))
+      throw new KataError('UNIMPLEMENTED', "the sandbox's guest agent is too old for that", {
+        phase: 'tool',
+        hint: 'stop the container and start it again',
+      });
+    await createProcess(
+      keeper,
+      'tool',
+      { signal, timeoutMs: CREATE_TIMEOUT_MS },
+      {
+        ...{ containerId, execId, stdin, tool: true, terminal: tool.terminal, stdinOnce: true },
+        waitClient: stdio === undefined,
+        request: startToolRequest({ containerId, execId }, tool),
+        ...(stdio && { stdio }),
+      },
+    );
   }
 
   execOf(containerId: string, execId: string): ExecRecord | undefined {

@@ -12,7 +12,7 @@ use kata_protocol::agent_ext::ExecFailure;
 use kata_protocol::envelope::Status;
 use kata_protocol::ttrpc::{status, status_with_detail, Code};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 use tokio::task::AbortHandle;
@@ -39,6 +39,8 @@ pub struct Container {
     pub inner: RefCell<Option<kata_container::Container>>,
     /// By exec id; the first process's is empty.
     pub processes: RefCell<BTreeMap<String, Rc<Process>>>,
+    /// Those of `processes` that are tools of the agent's: nothing else ends them when the container goes.
+    pub tools: RefCell<BTreeSet<String>>,
     pub storages: RefCell<Vec<String>>,
     /// The end of the first process does not end the others by itself.
     shares_pid_namespace: bool,
@@ -104,6 +106,7 @@ impl Container {
             paused: Cell::new(false),
             inner: RefCell::new(None),
             processes: RefCell::default(),
+            tools: RefCell::default(),
             storages: RefCell::default(),
             shares_pid_namespace,
             oom_kills: Cell::new(0),
@@ -175,6 +178,7 @@ impl Container {
             .map(|(id, _)| id.clone())
             .collect();
         for id in reported.iter().take(reported.len().saturating_sub(MAX_REPORTED_PROCESSES)) {
+            self.tools.borrow_mut().remove(id);
             if let Some(process) = processes.remove(id) {
                 process.note_removed();
             }

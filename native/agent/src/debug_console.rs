@@ -30,13 +30,17 @@ pub fn serve(agent: &Rc<Agent>, stream: UnixStream) {
 }
 
 fn start(shell: &str) -> io::Result<(OwnedFd, i32)> {
+    spawn_on_terminal(Command::new(shell))
+}
+
+/// Starts a program as the leader of a session on a new terminal. Answers the terminal's other end.
+pub fn spawn_on_terminal(mut command: Command) -> io::Result<(OwnedFd, i32)> {
     use rustix::pty::{grantpt, openpt, ptsname, unlockpt, OpenptFlags};
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
     grantpt(&master)?;
     unlockpt(&master)?;
     let name = ptsname(&master, Vec::new())?;
     let slave = File::options().read(true).write(true).open(name.to_string_lossy().as_ref())?;
-    let mut command = Command::new(shell);
     command.stdin(Stdio::from(slave.try_clone()?)).stdout(Stdio::from(slave.try_clone()?)).stderr(Stdio::from(slave));
     // SAFETY: only async-signal-safe calls between fork and exec.
     unsafe {

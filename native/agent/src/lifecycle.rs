@@ -229,7 +229,11 @@ pub async fn remove(agent: Rc<Agent>, container: Rc<Container>, timeout: Duratio
     }
     let before = container.phase.replace(Phase::Removing);
     let bound = if timeout.is_zero() { REMOVE_TIMEOUT } else { timeout };
-    let emptied = tokio::time::timeout(bound, empty(&container)).await.unwrap_or_else(|_| {
+    let emptying = async {
+        crate::tools::end(&container).await;
+        empty(&container).await
+    };
+    let emptied = tokio::time::timeout(bound, emptying).await.unwrap_or_else(|_| {
         let text = format!("container: {:?} still has processes after {} s", container.id, bound.as_secs());
         Err(status(Code::DeadlineExceeded, text))
     });

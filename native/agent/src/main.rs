@@ -29,6 +29,7 @@ mod output;
 mod poll;
 mod power;
 mod process;
+mod processes;
 mod ready;
 mod reaper;
 mod sandbox;
@@ -40,6 +41,7 @@ mod storage;
 mod streams;
 #[cfg(test)]
 mod testing;
+mod tools;
 mod uevent;
 
 use agent::Agent;
@@ -65,6 +67,9 @@ pub unsafe extern "C" fn main(count: c_int, arguments: *const *const c_char) -> 
     }
     if count > 0 && modules::is_asked_for(word(0)) {
         return modules::answer_kernel(word(count - 1));
+    }
+    if count > 0 && tools::is_files(word(0)) {
+        return kata_files::run((1..count).map(|index| word(index).to_string_lossy().into_owned()).collect());
     }
     ignore_broken_pipes();
     if std::process::id() == 1 {

@@ -8,8 +8,8 @@ use prost::Message;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-pub const EXTENSIONS: [&str; 7] =
-    ["wait-ext", "next-event", "streams", "log-level", "network", "online", DIAL_EXTENSION];
+pub const EXTENSIONS: [&str; 8] =
+    ["wait-ext", "next-event", "streams", "log-level", "network", "online", "tools", DIAL_EXTENSION];
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 

@@ -139,6 +139,8 @@ impl Services {
             "WaitProcess" => self.wait(payload, containers::wait_extended),
             "NextEvent" => self.wait(payload, containers::next_event),
             "Online" => self.change(payload, guest::online_extended),
+            "StartTool" => self.change(payload, crate::tools::start),
+            "ListProcesses" => self.now(payload, crate::processes::list),
             "ApplyNetwork" => self.change(payload, crate::network::apply_network),
             "SetLogLevel" => self.now(payload, |_, request: agent_ext::SetLogLevelRequest| {
                 let level = log::Level::parse(&request.level);

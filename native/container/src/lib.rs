@@ -16,7 +16,7 @@ mod namespaces;
 mod rlimits;
 mod rootfs;
 mod seccomp;
-mod sys;
+pub mod sys;
 mod sysctl;
 #[cfg(test)]
 mod testing;
@@ -25,7 +25,7 @@ mod users;
 pub use container::{Container, CreateParams, Process, Stdio};
 pub use error::{ContainerError, Result, Step};
 pub use launch::Pending;
-pub use users::{find_user, Identity};
+pub use users::{find_user, user_names, Identity};
 
 use std::fs::File;
 use std::os::fd::OwnedFd;

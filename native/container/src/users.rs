@@ -5,6 +5,7 @@
 use crate::error::{ContainerError, Result, Step};
 use crate::sys::{file_type, open_at2, read_bounded, stat_fd, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS};
 use kata_protocol::grpc;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 
 const FILE_LIMIT_BYTES: usize = 4 << 20;
@@ -80,6 +81,16 @@ pub(crate) fn find_home(root: BorrowedFd<'_>, uid: u32) -> Option<String> {
         .find(|entry| entry.uid == uid)
         .map(|entry| entry.home.to_owned());
     home.filter(|home| !home.is_empty())
+}
+
+/// Names by number, as /etc/passwd lists them; a file that cannot be read lists nothing.
+pub fn user_names(root: BorrowedFd<'_>) -> BTreeMap<u32, String> {
+    let passwd = read(root, "/etc/passwd").unwrap_or_default();
+    let mut names = BTreeMap::new();
+    for entry in entries(&passwd).filter_map(PasswdEntry::parse) {
+        names.entry(entry.uid).or_insert_with(|| entry.name.to_owned());
+    }
+    names
 }
 
 /// A number in range, None for what is no number.

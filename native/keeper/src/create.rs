@@ -1,5 +1,5 @@
 //! CreateProcess: stream connections first, then the creation request with their ports, then the process is the keeper's.
-use crate::agent::{self, AGENT_SERVICE};
+use crate::agent::{self, AGENT_SERVICE, EXTENSION_SERVICE};
 use crate::container_log::{ContainerLog, Stream};
 use crate::failure;
 use crate::keeper::Keeper;
@@ -53,8 +53,12 @@ pub async fn create_process(keeper: &Rc<Keeper>, request: CreateProcessRequest) 
     );
     let (stdin, stdout, stderr) = (stdin?, stdout?, stderr?);
     let ports = [&stdin, &stdout, &stderr].map(|stream| stream.as_ref().map_or(0, |(_, port)| *port));
-    // The port fields of grpc.CreateContainerRequest and of grpc.ExecProcessRequest; fields may come in any order.
-    let (method, first_field) = if request.exec_id.is_empty() { ("CreateContainer", 9) } else { ("ExecProcess", 5) };
+    // The port fields of grpc.CreateContainerRequest, grpc.ExecProcessRequest and StartToolRequest; fields may come in any order.
+    let (method, first_field) = match (request.exec_id.is_empty(), request.tool) {
+        (true, _) => ((AGENT_SERVICE, "CreateContainer"), 9),
+        (false, false) => ((AGENT_SERVICE, "ExecProcess"), 5),
+        (false, true) => ((EXTENSION_SERVICE, "StartTool"), 5),
+    };
     let mut payload = request.request;
     for (field, port) in (first_field..).zip(ports) {
         if port != 0 {
@@ -63,7 +67,7 @@ pub async fn create_process(keeper: &Rc<Keeper>, request: CreateProcessRequest) 
     }
     let bound =
         Duration::from_millis(u64::from(if request.timeout_ms == 0 { DEFAULT_TIMEOUT_MS } else { request.timeout_ms }));
-    agent::call(keeper, &agent, (AGENT_SERVICE, method), payload, bound).await?;
+    agent::call(keeper, &agent, method, payload, bound).await?;
     let options = Options {
         stdout: true,
         stderr: stderr.is_some(),

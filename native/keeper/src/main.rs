@@ -58,12 +58,16 @@ const USAGE: &str = "usage:
   kata-keeper daemon --lock FILE --log FILE -- COMMAND...
   kata-keeper cleanup --dir DIR
   kata-keeper kvm-probe
+  kata-keeper files pack|unpack OPTIONS...
   kata-keeper --version";
 
 fn main() {
     let mut words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     if let Some(program) = shim::program() {
         std::process::exit(shim::run(&program, words));
+    }
+    if words.first().is_some_and(|word| word == "files") {
+        std::process::exit(kata_files::run(words.split_off(1)));
     }
     let verb = if words.is_empty() { String::new() } else { words.remove(0) };
     let arguments = Arguments::new(words);

@@ -1,13 +1,13 @@
 //! Copies what the image has at a place: into a tmpfs (`tmpcopyup`) or into an empty volume (`kata-ts.copyup=DIR`).
 use crate::sys::xattr::{get_xattr, list_xattrs, set_xattr};
 use crate::sys::{
-    chmod_at, chown_fd, cwd, errno_of, file_type, link_fd, mkdir_at, mknod_at, open_at, open_at2, read_link_at,
+    chmod_at, chown_fd, cwd, errno_of, file_type, itself, link_fd, mkdir_at, mknod_at, open_at, open_at2, read_link_at,
     set_times, stat_fd, symlink_at, RESOLVE_IN_ROOT, RESOLVE_NO_SYMLINKS,
 };
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 
 /// An image's path has 4096 bytes at most; every level holds descriptors.
@@ -34,11 +34,6 @@ pub(crate) fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), 
 
 pub(crate) fn is_empty(directory: BorrowedFd<'_>) -> Result<bool, i32> {
     Ok(fs::read_dir(itself(directory)).map_err(|error| errno_of(&error))?.next().is_none())
-}
-
-/// A path that is what the descriptor is, for the calls that take no O_PATH descriptor.
-fn itself(fd: BorrowedFd<'_>) -> String {
-    format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
 struct Copy<'a> {

@@ -208,7 +208,7 @@ fn refuse_proc_target(
     source: Option<BorrowedFd<'_>>,
 ) -> Result<()> {
     let resolved = |fd: BorrowedFd<'_>| -> Result<String> {
-        let link = read_link_at(place.proc_dir, &format!("self/fd/{}", fd.as_raw_fd()))
+        let link = read_link_at(place.proc_dir, format!("self/fd/{}", fd.as_raw_fd()))
             .map_err(|errno| failure(entry, errno, "resolve"))?;
         String::from_utf8(link).map_err(|_| failure(entry, libc::EILSEQ, "resolve"))
     };

@@ -6,7 +6,7 @@ use std::ffi::{CStr, CString};
 const LIMIT_BYTES: usize = 65_536;
 
 /// Names of the attributes; none where the file system has no attributes.
-pub(crate) fn list_xattrs(path: &str) -> Result<Vec<CString>, i32> {
+pub fn list_xattrs(path: &str) -> Result<Vec<CString>, i32> {
     let path = c_string(path)?;
     // Most files have none, so the length is asked first.
     // SAFETY: path outlives the call; no buffer is given.
@@ -26,7 +26,7 @@ pub(crate) fn list_xattrs(path: &str) -> Result<Vec<CString>, i32> {
         .collect())
 }
 
-pub(crate) fn get_xattr(path: &str, name: &CStr) -> Result<Vec<u8>, i32> {
+pub fn get_xattr(path: &str, name: &CStr) -> Result<Vec<u8>, i32> {
     let path = c_string(path)?;
     let mut value = vec![0_u8; LIMIT_BYTES];
     // SAFETY: the buffer is as long as said; both strings outlive the call.
@@ -37,7 +37,7 @@ pub(crate) fn get_xattr(path: &str, name: &CStr) -> Result<Vec<u8>, i32> {
     Ok(value)
 }
 
-pub(crate) fn set_xattr(path: &str, name: &CStr, value: &[u8]) -> Result<(), i32> {
+pub fn set_xattr(path: &str, name: &CStr, value: &[u8]) -> Result<(), i32> {
     let path = c_string(path)?;
     // SAFETY: the value is as long as said; both strings outlive the call.
     check(libc::c_long::from(unsafe {

@@ -72,6 +72,84 @@ pub struct GuestMemory {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OnlineResponse {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StartToolRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub exec_id: ::prost::alloc::string::String,
+    /// "pack", "unpack": of what the container sees, mounts included. "export": as pack, of its root file system alone. "changes", "layer": of
+    /// its writable layer, which is in the guest. "shell": args are a program of the guest's and its arguments.
+    #[prost(string, tag = "3")]
+    pub tool: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "4")]
+    pub args: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// As in grpc.ExecProcessRequest.
+    #[prost(uint32, tag = "5")]
+    pub stdin_port: u32,
+    #[prost(uint32, tag = "6")]
+    pub stdout_port: u32,
+    #[prost(uint32, tag = "7")]
+    pub stderr_port: u32,
+    #[prost(bool, tag = "8")]
+    pub terminal: bool,
+    /// Of a shell: "NAME=value".
+    #[prost(string, repeated, tag = "9")]
+    pub env: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StartToolResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListProcessesRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListProcessesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub processes: ::prost::alloc::vec::Vec<ProcessInfo>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ProcessInfo {
+    /// As the container sees them; the parent is 0 where it is outside.
+    #[prost(uint32, tag = "1")]
+    pub pid: u32,
+    #[prost(uint32, tag = "2")]
+    pub parent: u32,
+    /// Names of the container's /etc/passwd and /etc/group are the caller's to look up.
+    #[prost(uint32, tag = "3")]
+    pub uid: u32,
+    #[prost(uint32, tag = "4")]
+    pub gid: u32,
+    /// By the name in /etc/passwd, else empty.
+    #[prost(string, tag = "5")]
+    pub user: ::prost::alloc::string::String,
+    /// "R", "S", ... as in /proc/PID/stat.
+    #[prost(string, tag = "6")]
+    pub state: ::prost::alloc::string::String,
+    #[prost(string, tag = "7")]
+    pub terminal: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "8")]
+    pub cpu_micros: u64,
+    /// Since the machine's boot, and how long ago that is.
+    #[prost(uint64, tag = "9")]
+    pub started_micros: u64,
+    #[prost(uint64, tag = "10")]
+    pub now_micros: u64,
+    #[prost(uint64, tag = "11")]
+    pub virtual_bytes: u64,
+    #[prost(uint64, tag = "12")]
+    pub resident_bytes: u64,
+    #[prost(string, tag = "13")]
+    pub name: ::prost::alloc::string::String,
+    /// Empty for a kernel's or a dead process.
+    #[prost(string, repeated, tag = "14")]
+    pub args: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(int32, tag = "15")]
+    pub nice: i32,
+    #[prost(uint32, tag = "16")]
+    pub threads: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetLogLevelRequest {
     #[prost(string, tag = "1")]
     pub level: ::prost::alloc::string::String,

@@ -307,7 +307,7 @@ pub struct CreateProcessRequest {
     /// Empty for the container's init process.
     #[prost(string, tag = "2")]
     pub exec_id: ::prost::alloc::string::String,
-    /// A serialised grpc.CreateContainerRequest (exec_id empty) or grpc.ExecProcessRequest.
+    /// A serialised grpc.CreateContainerRequest (exec_id empty) or grpc.ExecProcessRequest; kata.agent.v1.StartToolRequest with `tool`.
     #[prost(bytes = "vec", tag = "3")]
     pub request: ::prost::alloc::vec::Vec<u8>,
     #[prost(bool, tag = "4")]
@@ -328,6 +328,9 @@ pub struct CreateProcessRequest {
     /// Where containerd wants the process's streams; beside the log and attached clients.
     #[prost(message, optional, tag = "10")]
     pub stdio: ::core::option::Option<StdioSpec>,
+    /// With an exec_id: a tool of the agent's.
+    #[prost(bool, tag = "11")]
+    pub tool: bool,
 }
 /// Each is empty, the absolute path of a FIFO, or (output only) "file:///PATH" (appended to, made when missing) or
 /// "binary:///PATH?key=value&…" (a logger: fd 3 stdout, fd 4 stderr, fd 5 is closed by it when it is ready; CONTAINER_ID and

@@ -49,6 +49,7 @@ export const ENDPOINTS = {
   inspectNetwork: ['GET', '/v1/networks/{name}'],
   removeNetwork: ['DELETE', '/v1/networks/{name}'],
   openDoor: ['POST', '/v1/doors/{uid}'],
+  diskUsage: ['GET', '/v1/system/df'],
   shutdown: ['POST', '/v1/shutdown'],
   /** Served only when the engine's environment has KATA_FAILPOINTS=1. */
   listFailpoints: ['GET', '/v1/debug/failpoints'],

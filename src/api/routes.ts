@@ -121,6 +121,7 @@ export const ROUTES = {
   inspectNetwork: { summary: 'One network', answer: s.Network },
   removeNetwork: { summary: 'Removes a network nobody uses', query: s.ForceQuery, answer: s.Empty },
   openDoor: { summary: "A sandbox's keeper announces itself: its task socket is served from now on", answer: s.Empty },
+  diskUsage: { summary: 'What images, containers and volumes take on the disk', answer: s.DiskUsage },
   shutdown: { summary: 'Ends the engine; sandboxes live on', body: s.ShutdownBody, answer: s.Empty },
   listFailpoints: { summary: 'Names of all failpoints', answer: s.FailpointsAnswer },
   armFailpoint: { summary: 'Arms or disarms a failpoint', body: s.ArmFailpoint, answer: s.FailpointsAnswer },

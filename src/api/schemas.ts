@@ -686,6 +686,27 @@ export const Network = z.strictObject({
     }),
   ),
 });
+export const DiskUsage = z.strictObject({
+  /** Blobs and layers together, each once. */
+  imagesBytes: z.number(),
+  images: z.array(
+    z.strictObject({
+      id: z.string(),
+      tags: z.array(z.string()),
+      createdAt: z.string().optional(),
+      /** Its layers as guests mount them. */
+      sizeBytes: z.number(),
+      /** Of these, what other images have too. */
+      sharedBytes: z.number(),
+      containers: z.number(),
+    }),
+  ),
+  /** Writable layers and logs. */
+  containers: z.array(ContainerSummary.extend({ sizeBytes: z.number() })),
+  volumes: z.array(
+    z.strictObject({ name: z.string(), anonymous: z.boolean(), sizeBytes: z.number(), links: z.number() }),
+  ),
+});
 export const ShutdownBody = z.strictObject({
   /** False: refused while a sandbox lives. True: the engine ends, its sandboxes live on. */
   force: z.boolean().default(false),
@@ -729,6 +750,7 @@ export type Volume = z.infer<typeof Volume>;
 export type WaitAnswer = z.infer<typeof WaitAnswer>;
 export type FilesRequest = z.infer<typeof FilesRequest>;
 export type FilesInput = z.input<typeof FilesRequest>;
+export type DiskUsage = z.infer<typeof DiskUsage>;
 export type ShellRequest = z.infer<typeof ShellRequest>;
 export type ProcessInfo = z.infer<typeof ProcessInfo>;
 export type CommitBody = z.infer<typeof CommitBody>;

@@ -19,6 +19,7 @@ const ENGINE_BOUNDS: ReadonlySet<EndpointName> = new Set<EndpointName>([
   'createExec',
   'openFiles',
   'commitContainer',
+  'diskUsage',
   'loadImages',
   'saveImages',
   'pruneImages',

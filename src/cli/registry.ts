@@ -32,6 +32,7 @@ export const ENTRIES: readonly Entry[] = [
   containers('commit', 'Make an image of a container', () => import('./commands/commit.ts')),
   containers('top', 'Show the processes of a container', () => import('./commands/top.ts')),
   containers('debug', "Open a shell in a container's virtual machine", () => import('./commands/debug.ts')),
+  containers('container prune', 'Remove all containers that do not run', () => import('./commands/container-prune.ts')),
   containers('stop', 'Stop containers', () => import('./commands/stop.ts')),
   containers('kill', 'Send a signal to containers', () => import('./commands/kill.ts')),
   containers('restart', 'Restart containers', () => import('./commands/restart.ts')),
@@ -70,6 +71,8 @@ function imageEntries(): Entry[] {
     { name: 'rmi', summary: 'Remove images', section, load: () => import('./commands/rmi.ts') },
     { name: 'image', summary: 'Manage images', section, load: () => import('./commands/image.ts') },
     { name: 'volume', summary: 'Manage volumes', section, load: () => import('./commands/volume.ts') },
+    { name: 'system', summary: 'Show and tidy the whole of it', section, load: () => import('./commands/system.ts') },
+    { name: 'info', summary: 'Show the engine and what it has', section, load: () => import('./commands/info.ts') },
   ];
 }
 
@@ -133,7 +136,7 @@ function installationEntries(): Entry[] {
 }
 
 /** `kata container VERB` is `kata VERB`; these verbs have another name there. */
-const CONTAINER_ALIASES: Record<string, string> = { ls: 'ps', list: 'ps' };
+const CONTAINER_ALIASES: Record<string, string> = { ls: 'ps', list: 'ps', prune: 'container prune' };
 
 /** The command that argv's first words name, and the words after them. */
 export async function findCommand(argv: readonly string[]): Promise<{ command: Command; rest: string[] } | undefined> {

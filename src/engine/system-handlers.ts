@@ -2,6 +2,7 @@ import type { Handlers } from '../api/server.ts';
 import { KataError } from '../base/index.ts';
 import type { ImageInfo } from '../image/index.ts';
 import { armedFailpoints, armFailpoint, FAILPOINTS } from '../sandbox/index.ts';
+import { diskUsage } from './disk-usage.ts';
 import type { Doors } from './doors.ts';
 import type { Engine } from './engine.ts';
 import { eventFilter } from './filters.ts';
@@ -41,6 +42,10 @@ export function systemHandlers(
       );
       // The past is whole once recovery has told what the former engine could not.
       return filtered(read, fits, query.since === undefined ? undefined : options.ready);
+    },
+    diskUsage: async () => {
+      await options.ready;
+      return diskUsage(engine);
     },
     shutdown: async ({ body }) => {
       if (engine.sandboxes.size > 0 && !body.force)

@@ -20,6 +20,7 @@ import type {
   ImageDetails,
   ImageInfo,
   ImageStoreOptions,
+  ImageUsage,
   LoadOptions,
   LoadResult,
   PruneResult,
@@ -262,6 +263,15 @@ export class ImageStore {
   /** All images, the newest load last. */
   list(): ImageInfo[] {
     return [...this.#state.images].map(([id, record]) => this.#info(id, record));
+  }
+
+  /** What the store's files take together, and each image's layers. */
+  async usage(): Promise<{ bytes: number; images: ImageUsage[] }> {
+    const images = [...this.#state.images].map(([id, { layers }]) => ({
+      id,
+      layers: new Map(layers.map(({ diffId, erofsBytes }) => [diffId, erofsBytes])),
+    }));
+    return { bytes: await this.#content.sizeBytes(), images };
   }
 
   async inspect(ref: string): Promise<ImageDetails> {

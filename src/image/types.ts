@@ -18,6 +18,13 @@ export interface ResolvedImage {
   layers: ResolvedLayer[];
 }
 
+/** What an image takes on the disk. */
+export interface ImageUsage {
+  id: string;
+  /** Bytes of its layers by diffID. */
+  layers: ReadonlyMap<string, number>;
+}
+
 export interface ImageInfo {
   id: string;
   /** In docker's short form: "busybox:latest", "registry.example/app:1". Sorted. */

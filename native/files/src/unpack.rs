@@ -267,15 +267,13 @@ impl Unpacker {
             Err(libc::EEXIST) => {}
             Err(errno) => return Err(failed(errno)),
         }
-        let in_place = libc::O_WRONLY | libc::O_TRUNC | libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        match unlink_at(parent, leaf) {
-            Err(libc::EISDIR) => {
-                fail(Kind::Refused, format!("{}: cannot put a file in place of a directory", shown(path)))
-            }
-            Err(libc::EBUSY) if !self.is_host => open_at(parent, leaf, in_place, 0).map(File::from).map_err(failed),
-            Ok(()) | Err(libc::ENOENT) => open_at(parent, leaf, new, 0o600).map(File::from).map_err(failed),
-            Err(errno) => Err(failed(errno)),
+        // Unlinking it would take the mount away: this is another mount namespace than the container's.
+        if !self.is_host && is_mounted_on(parent, leaf) {
+            let in_place = libc::O_WRONLY | libc::O_TRUNC | libc::O_NOFOLLOW | libc::O_NONBLOCK;
+            return open_at(parent, leaf, in_place, 0).map(File::from).map_err(failed);
         }
+        self.replace(parent, leaf, path)?;
+        open_at(parent, leaf, new, 0o600).map(File::from).map_err(failed)
     }
 
     fn write(&mut self, file: &mut File, data: &mut impl Read, size: u64, path: &[u8]) -> Result<()> {
@@ -357,6 +355,18 @@ impl Unpacker {
             }
         }
     }
+}
+
+/// Whether something is mounted at that name.
+fn is_mounted_on(parent: BorrowedFd<'_>, leaf: &[u8]) -> bool {
+    let Ok(leaf) = CString::new(leaf) else { return false };
+    // SAFETY: an all-zero statx is valid; the kernel fills it.
+    let mut found: libc::statx = unsafe { MaybeUninit::zeroed().assume_init() };
+    // SAFETY: name and structure outlive the call.
+    let done = unsafe {
+        libc::statx(parent.as_raw_fd(), leaf.as_ptr(), libc::AT_SYMLINK_NOFOLLOW, libc::STATX_TYPE, &raw mut found)
+    };
+    done == 0 && found.stx_attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0
 }
 
 fn split_last(path: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {

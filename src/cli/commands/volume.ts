@@ -1,11 +1,14 @@
 import type { Volume } from '../../api/index.ts';
 import { KataError, NAME_PATTERN } from '../../base/index.ts';
 import { type Command, FLAG_FORMAT, FLAG_JSON } from '../command.ts';
+import { confirmed, FLAG_FORCE } from '../confirm.ts';
+import { humanSize } from '../container-view.ts';
 import { forEachName, reportError } from '../each.ts';
 import { FILTER_FLAG, readFilters } from '../filters.ts';
 import { group } from '../group.ts';
 import { readLabels } from '../key-values.ts';
 import { type Row, renderListing } from '../list-output.ts';
+import { pruneVolumes } from '../prune.ts';
 import { REFUSED_VOLUME_CREATE_FLAGS, REFUSED_VOLUME_LS_FLAGS } from '../refused.ts';
 import { inspectObjects } from './inspect.ts';
 
@@ -120,4 +123,24 @@ const inspect: Command = {
   run: (context, flags) => inspectObjects(context, flags, 'volume'),
 };
 
-export const command: Command = group('volume', 'Manage volumes', [list, create, remove, inspect]);
+const prune: Command = {
+  name: 'volume prune',
+  summary: 'Remove volumes that no container has',
+  usage: '[OPTIONS]',
+  flags: [{ long: 'all', short: 'a', kind: 'bool', help: 'Also volumes with a name' }, FLAG_FORCE],
+  minArguments: 0,
+  maxArguments: 0,
+  examples: ['kata volume prune -f'],
+  async run(context, flags) {
+    const all = flags.bool('all');
+    const which = all
+      ? 'all local volumes not used by at least one container'
+      : 'anonymous local volumes not used by at least one container';
+    if (!(await confirmed(flags, which))) return 0;
+    const reclaimed = await pruneVolumes(context, all);
+    await context.out(`Total reclaimed space: ${humanSize(reclaimed)}\n`);
+    return 0;
+  },
+};
+
+export const command: Command = group('volume', 'Manage volumes', [list, create, remove, inspect, prune]);

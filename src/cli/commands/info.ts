@@ -1,0 +1,4 @@
+import type { Command } from '../command.ts';
+import { info } from './system.ts';
+
+export const command: Command = { ...info, name: 'info' };

@@ -147,6 +147,25 @@ async function throughput(id: string): Promise<void> {
   add({ name: 'stdin', unit: 'MB/s', samples, aim: { value: 40, better: 'higher' }, upstream: '5.4 MB/s' });
 }
 
+/** The whole command, with what the copy of a small file takes: docker's copies begin and end with the command, too. */
+async function copies(id: string): Promise<void> {
+  const bytes = 256 * 2 ** 20;
+  const dir = mkdtempSync(join(work, 'cp-'));
+  try {
+    const file = join(dir, 'file');
+    writeFileSync(file, Buffer.alloc(bytes, 7));
+    const rate = (args: string[]) => repeat(3, async () => bytes / 1e6 / ((await timed(() => env.ok(args))) / 1e3));
+    const name = (way: string) => `\`kata cp\` ${way} a container, 256 MiB`;
+    add({ name: name('into'), unit: 'MB/s', samples: await rate(['cp', '-q', file, `${id}:/file`]) });
+    add({ name: name('out of'), unit: 'MB/s', samples: await rate(['cp', '-q', `${id}:/file`, join(dir, 'back')]) });
+    writeFileSync(file, 'x');
+    const small = await repeat(5, () => timed(() => env.ok(['cp', '-q', file, `${id}:/small`])));
+    add({ name: '`kata cp` of a byte, whole command', unit: 'ms', samples: small });
+  } finally {
+    rmSync(dir, { recursive: true, force: true });
+  }
+}
+
 async function guestMemory(id: string): Promise<void> {
   const tools = JSON.parse(readFileSync(join(ASSETS, 'tools.json'), 'utf8'));
   const toolPath = (name: string): string => resolve(ASSETS, tools[name].path);
@@ -250,6 +269,7 @@ try {
   await start(id);
   await latencies(id);
   await throughput(id);
+  await copies(id);
   await guestMemory(id);
   await remove(id);
   await images();

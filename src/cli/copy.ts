@@ -3,6 +3,7 @@ import { once } from 'node:events';
 import { lstatSync, statSync } from 'node:fs';
 import { isAbsolute, posix, resolve } from 'node:path';
 import { Transform, Writable } from 'node:stream';
+import { finished } from 'node:stream/promises';
 import { type FilesInput, signalFrame } from '../api/index.ts';
 import { KataError } from '../base/index.ts';
 import { humanSize } from './container-view.ts';
@@ -237,7 +238,9 @@ function localTool(context: Context, verb: 'pack' | 'unpack', args: readonly str
   stdin.on('error', () => {});
   const complaint = new Complaint();
   stderr.pipe(complaint);
-  const ended = once(child, 'close').then(([code]: unknown[]) => {
+  // Not its "close": nobody may read its output any more.
+  const codes: Promise<unknown[]> = once(child, 'exit');
+  const ended = Promise.all([codes, finished(complaint)]).then(([[code]]) => {
     if (code === 0) return;
     const error = complaint.error(typeof code === 'number' ? code : -1, 'this host');
     if (code === EXIT_CLOSED) CLOSED.add(error);

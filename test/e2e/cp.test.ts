@@ -252,8 +252,8 @@ test('files of a container that does not run', async (t) => {
 test('what runs in a container, and a shell beside it', async () => {
   await env.ok(['run', '-d', '--name', 'busy', 'busybox', 'sh', '-c', 'sleep 1000 & sleep 2000']);
   const top = await env.ok(['top', 'busy', '-o', 'pid,ppid,user,args']);
-  assert.match(top, /^PID +PPID +USER +COMMAND\n1 +0 +root +sh -c sleep 1000/);
-  assert.match(top, /\n\d+ +1 +root +sleep [12]000/);
+  assert.match(top, /^PID +PPID +USER +COMMAND\n1 +0 +root +sleep 2000\n/);
+  assert.match(top, /\n\d+ +1 +root +sleep 1000$/);
   assert.match(await env.ok(['top', 'busy']), /^USER +PID +PPID +C +STIME +TTY +TIME +CMD\n/);
   assert.equal((await env.kata(['top', 'busy', '-o', 'nothing'])).code, 1);
   const shell = await env.kata(['debug', 'busy', 'sh', '-c', 'cat /proc/1/comm; ps | grep -c sleep; exit 7']);

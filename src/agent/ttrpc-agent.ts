@@ -5,7 +5,15 @@ import * as ext from '../rpc/agent_ext.ts';
 import { Empty } from '../rpc/google/protobuf/empty.ts';
 import { CheckRequest, HealthCheckResponse, HealthCheckResponse_ServingStatus } from '../rpc/health.ts';
 import type { TtrpcClient } from '../ttrpc/index.ts';
-import type { Agent, ContainerStats, CopyOptions, GuestDetails, ProcessInfo, ResourceUpdate, SandboxRequest } from './agent.ts';
+import type {
+  Agent,
+  ContainerStats,
+  CopyOptions,
+  GuestDetails,
+  ProcessInfo,
+  ResourceUpdate,
+  SandboxRequest,
+} from './agent.ts';
 import { translateAgentError } from './error.ts';
 import { fromProcess, fromStats, toResourceUpdate, toStorage } from './translate.ts';
 

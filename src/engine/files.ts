@@ -62,6 +62,8 @@ export function layerArguments(container: Container): string[] {
     });
   const mounted = ['/etc/hosts', '/etc/hostname', '/etc/resolv.conf', '/dev', '/proc', '/sys', '/dev/shm'];
   for (const { target } of [...record.mounts, ...record.config.tmpfs]) mounted.push(target);
+  for (const { name, target, type } of record.config.secrets)
+    if (type === 'file') mounted.push(target ?? `/run/secrets/${name}`);
   return [`--image=${guestImageDir(record.id)}`, ...mounted.map((path) => `--mounted=${path}`)];
 }
 

@@ -136,14 +136,14 @@ test('copies between this host and a container', async (t) => {
 
   await t.test('a link that a guest swaps in leads nowhere on the host', async () => {
     const swap =
-      'mkdir -p /s/dir; echo guest >/s/dir/passwd; while [ ! -e /end ]; do mv /s/dir /s/d2; ln -s /etc /s/dir; rm /s/dir; mv /s/d2 /s/dir; done';
+      'mkdir -p /swap/dir; echo guest >/swap/dir/passwd; while [ ! -e /end ]; do mv /swap/dir /swap/d2; ln -s /etc /swap/dir; rm /swap/dir; mv /swap/d2 /swap/dir; done';
     await env.ok(['exec', '-d', 'web', 'sh', '-c', swap]);
-    await until(async () => (await env.kata(['exec', 'web', 'test', '-e', '/s'])).code === 0, 'the guest swaps');
+    await until(async () => (await env.kata(['exec', 'web', 'test', '-e', '/swap'])).code === 0, 'the guest swaps');
     const before = sum('/etc/passwd');
     const to = join(scratch, 'swapped');
     for (let round = 0; round < 5; round++) {
       fs.mkdirSync(to);
-      await env.kata(['cp', 'web:/s', to]);
+      await env.kata(['cp', 'web:/swap', to]);
       const read = execFileSync('sh', ['-c', `find ${to} -type f -exec cat {} +`]).toString();
       assert.ok(['', 'guest\n', 'guest\nguest\n'].includes(read), read);
       fs.rmSync(to, { recursive: true });

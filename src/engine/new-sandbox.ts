@@ -1,7 +1,15 @@
 import { existsSync } from 'node:fs';
 import { newSandboxUid } from '../base/index.ts';
 import type { VsockMode } from '../model/index.ts';
-import { type Assets, type CardOptions, type ContainerPlan, growthBound, machineSize, needsSharing, Sandbox } from '../sandbox/index.ts';
+import {
+  type Assets,
+  type CardOptions,
+  type ContainerPlan,
+  growthBound,
+  machineSize,
+  needsSharing,
+  Sandbox,
+} from '../sandbox/index.ts';
 import type { Container } from './container.ts';
 import type { Engine } from './engine.ts';
 

@@ -75,7 +75,14 @@ pub async fn open(keeper: &Rc<Keeper>, request: OpenCardRequest) -> Result<OpenC
     let published = ports::open(&request.ports, wish.guest)?;
     let chosen = published.iter().map(|port| port.chosen.clone()).collect();
     let describe = |error: io::Error| failure::from_io(&format!("network: {}", request.tap), &error);
-    let device = make(&request, &wish).map_err(describe)?;
+    let device = make(&request, &wish).map_err(|error| match error.raw_os_error() {
+        // Another state root's network, or an administrator's, has the same addresses.
+        Some(libc::EEXIST) => status(
+            Code::FailedPrecondition,
+            format!("{} has an address on this host that somebody else has: {error}", request.tap),
+        ),
+        _ => describe(error),
+    })?;
     let log = Rc::new(refusals::Log::new(BoundedFile::new(keeper.dir.join("network.log"), LOG_BYTES)));
     let resolver = Rc::new(resolver::Resolver::new(&request, Rc::clone(&log))?);
     let (udp, tcp, dns_port) = resolver::bind(wish.gateway).await.map_err(describe)?;
@@ -219,4 +226,70 @@ fn set(path: &str, value: &str) -> io::Result<()> {
     }
     fs::write(path, value)
         .map_err(|error| io::Error::new(error.kind(), format!("{path} cannot be set to {value}: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kata_protocol::netlink::state;
+    use std::os::fd::AsFd;
+
+    fn request(tap: &str) -> OpenCardRequest {
+        let address = |gateway: &str, guest: &str| CardAddress { gateway: gateway.to_owned(), guest: guest.to_owned() };
+        OpenCardRequest {
+            tap: tap.to_owned(),
+            mtu: 1400,
+            mac: "02:00:00:00:00:02".to_owned(),
+            addresses: vec![address("10.9.0.1", "10.9.0.2"), address("fd00:9::1", "fd00:9::2")],
+            ..OpenCardRequest::default()
+        }
+    }
+
+    #[test]
+    fn a_card_is_there_as_long_as_its_descriptor() {
+        // Without the privilege there is nothing to see.
+        let Ok(netns) = sys::new_netns() else { return };
+        let seen = sys::in_network_namespace(netns.as_fd(), || {
+            let first = request("kt0");
+            let device = make(&first, &check(&first).unwrap())?;
+            let found = state::read(&mut Netlink::open()?)?;
+            let twin = request("kt1");
+            let twice = make(&twin, &check(&twin).unwrap()).err().and_then(|error| error.raw_os_error());
+            drop(device);
+            Ok((found, twice, state::read(&mut Netlink::open()?)?))
+        });
+        let (found, twice, left) = match seen {
+            Err(error) if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied) => {
+                return
+            }
+            seen => seen.unwrap(),
+        };
+        let link = found.links.iter().find(|link| link.name == "kt0").unwrap();
+        assert_eq!((link.mtu, link.flags & libc::IFF_UP as u32), (1400, libc::IFF_UP as u32));
+        for guest in ["10.9.0.2", "fd00:9::2"] {
+            let routed = |address: &str| {
+                let prefixes = found.routes.iter().filter(|route| route.link == link.index);
+                prefixes.filter_map(|route| route.destination.as_ref()).any(|prefix| prefix.address == address)
+            };
+            assert!(routed(guest), "{guest}");
+        }
+        assert_eq!(twice, Some(libc::EEXIST));
+        assert!(left.links.iter().all(|link| !link.name.starts_with("kt")));
+    }
+
+    #[test]
+    fn a_malformed_card_is_refused() {
+        for change in [
+            (|card: &mut OpenCardRequest| card.tap = "a/b".to_owned()) as fn(&mut OpenCardRequest),
+            |card| card.mtu = 1,
+            |card| card.mac = "x".to_owned(),
+            |card| card.addresses.clear(),
+            |card| card.addresses.swap(0, 1),
+            |card| card.addresses[0].guest = "fd00::1".to_owned(),
+        ] {
+            let mut card = request("kt0");
+            change(&mut card);
+            assert_eq!(check(&card).err().map(|refusal| refusal.code), Some(Code::InvalidArgument as i32));
+        }
+    }
 }

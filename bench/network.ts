@@ -6,11 +6,18 @@ import { type Figure, timed } from './measure.ts';
 
 // A pod's network on the bridge, from the host: bytes out of the pod and a small answer to a connection.
 
-const STREAM_BYTES = 64 * 2 ** 20;
-const STREAM_PORT = 81;
-const WORD_PORT = 82;
+export const STREAM_BYTES = 64 * 2 ** 20;
+export const STREAM_PORT = 81;
+export const WORD_PORT = 82;
+/** A server of bytes and one of a word, for busybox's shell; the bytes lie in `directory`. */
+export const serverScript = (directory: string): string =>
+  [
+    `dd if=/dev/zero of=${directory}/big bs=1M count=${STREAM_BYTES / 2 ** 20}`,
+    `nc -ll -p ${STREAM_PORT} -e cat ${directory}/big &`,
+    `exec nc -ll -p ${WORD_PORT} -e echo word`,
+  ].join('\n');
 
-async function read(address: string, port: number): Promise<number> {
+export async function read(address: string, port: number): Promise<number> {
   const socket = connect(port, address);
   let bytes = 0;
   socket.on('data', (chunk) => {
@@ -29,11 +36,7 @@ export async function networkFigures(
   const pods = new Map<string, { address: string; id: string; rates: number[]; times: number[] }>();
   for (const handler of handlers) {
     const pod = await containerd.runPod(handler, { name: `net-${handler}` });
-    const script = [
-      `dd if=/dev/zero of=/dev/shm/big bs=1M count=${STREAM_BYTES / 2 ** 20}`,
-      `nc -ll -p ${STREAM_PORT} -e cat /dev/shm/big &`,
-      `exec nc -ll -p ${WORD_PORT} -e echo word`,
-    ].join('\n');
+    const script = serverScript('/dev/shm');
     await containerd.runContainer(pod, { name: 'server', image: BUSYBOX, command: ['sh', '-c', script] });
     const address = await containerd.address(pod);
     await until(async () => (await read(address, WORD_PORT).catch(() => 0)) > 0, 'the server answers');

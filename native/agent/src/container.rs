@@ -6,6 +6,7 @@ use crate::agent::Agent;
 use crate::events::WatchedFile;
 use crate::failure::{not_found, Result};
 use crate::log;
+use crate::mount_namespace::MountNamespace;
 use crate::process::Process;
 use kata_container::{ContainerError, Step};
 use kata_protocol::agent_ext::ExecFailure;
@@ -42,6 +43,7 @@ pub struct Container {
     /// Those of `processes` that are tools of the agent's: nothing else ends them when the container goes.
     pub tools: RefCell<BTreeSet<String>>,
     pub storages: RefCell<Vec<String>>,
+    pub mounts: RefCell<Option<MountNamespace>>,
     /// The end of the first process does not end the others by itself.
     shares_pid_namespace: bool,
     oom_kills: Cell<u64>,
@@ -108,6 +110,7 @@ impl Container {
             processes: RefCell::default(),
             tools: RefCell::default(),
             storages: RefCell::default(),
+            mounts: RefCell::default(),
             shares_pid_namespace,
             oom_kills: Cell::new(0),
             oom_watch: RefCell::default(),

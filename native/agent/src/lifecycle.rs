@@ -5,6 +5,7 @@ use crate::devices::add_devices;
 use crate::events::WatchedFile;
 use crate::failure::{invalid, Context, Result};
 use crate::log;
+use crate::mount_namespace::MountNamespace;
 use crate::poll::watch;
 use crate::process::{prepare, Process};
 use kata_container::{CreateParams, Pending};
@@ -126,6 +127,8 @@ async fn create_reserved(
     let cloned_us = began.elapsed().as_micros();
     watch_process(agent, container, &process, pending.pid());
     let mut made = finish(pending, timeout).await?;
+    // One that was killed meanwhile has not run its command: no file of a share is busy.
+    *container.mounts.borrow_mut() = MountNamespace::of(made.init.pid).ok();
     log::debug!(
         "container",
         "{}: cloned after {cloned_us} us, set up after {} us",
@@ -234,7 +237,7 @@ pub async fn remove(agent: Rc<Agent>, container: Rc<Container>, timeout: Duratio
         empty(&container).await
     };
     let emptied = tokio::time::timeout(bound, emptying).await.unwrap_or_else(|_| {
-        let text = format!("container: {:?} still has processes after {} s", container.id, bound.as_secs());
+        let text = format!("container: {:?} still has processes or mounts after {} s", container.id, bound.as_secs());
         Err(status(Code::DeadlineExceeded, text))
     });
     if let Err(error) = emptied {
@@ -259,8 +262,17 @@ pub async fn remove(agent: Rc<Agent>, container: Rc<Container>, timeout: Duratio
     Ok(())
 }
 
-/// Kills until the cgroup is empty and the first process is reaped.
+/// Kills until the cgroup is empty and the first process is reaped; then the mounts go.
 async fn empty(container: &Container) -> Result<()> {
+    kill_until_empty(container).await?;
+    let mounts = container.mounts.take();
+    if let Some(mounts) = mounts {
+        mounts.release().await;
+    }
+    Ok(())
+}
+
+async fn kill_until_empty(container: &Container) -> Result<()> {
     let cgroup = container.with(|inner| Ok(inner.cgroup().to_owned()))?;
     let events = WatchedFile::open(&cgroup.join("cgroup.events")).ok();
     container.kill_all();

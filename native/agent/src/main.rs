@@ -22,6 +22,7 @@ mod lifecycle;
 mod log;
 mod metrics;
 mod modules;
+mod mount_namespace;
 mod mount_options;
 mod network;
 mod options;

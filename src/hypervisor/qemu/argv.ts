@@ -102,7 +102,8 @@ const UNUSED_INITCALLS = [
 ];
 
 /**
- * - `panic=-1` with -no-reboot: a panic ends the VMM at once.
+ * - `panic=-1` with -no-reboot: a panic ends the VMM at once. `oops=panic`: a kernel that found itself broken takes a process with it that
+ *   nobody learns the end of, and goes on with whatever that one held.
  * - `cryptomgr.notests=1`: the self-tests of ciphers take a quarter of a second of an emulated boot.
  * - `noreplace-smp`: with one processor the kernel would patch out all lock prefixes, one by one.
  * - `no_timer_check`: the emulated timer works; the check waits ten ticks.
@@ -114,6 +115,7 @@ export function kernelCmdline(spec: MachineSpec): string {
   return [
     'quiet',
     'panic=-1',
+    'oops=panic',
     'cryptomgr.notests=1',
     `initcall_blacklist=${UNUSED_INITCALLS.join(',')}`,
     ...(spec.machine === 'q35' ? ['no_timer_check'] : []),

@@ -41,7 +41,7 @@ test('the command line of a q35 under tcg', () => {
     ...['-object', 'memory-backend-file,id=mem,size=268435456,mem-path=/proc/self/fd/10,share=on'],
     ...['-kernel', '/assets/vmlinux', '-initrd', '/assets/initrd'],
     '-append',
-    `quiet panic=-1 cryptomgr.notests=1 ${BLACKLIST} no_timer_check noapictimer nr_cpus=1 noreplace-smp console=ttyS0`,
+    `quiet panic=-1 oops=panic cryptomgr.notests=1 ${BLACKLIST} no_timer_check noapictimer nr_cpus=1 noreplace-smp console=ttyS0`,
     ...QMP,
     ...['-chardev', 'socket,id=console,path=/run/kata/s/0123456789ab/console.sock', '-serial', 'chardev:console'],
     '-device',
@@ -81,7 +81,7 @@ test('the command line of a microvm under kvm with the kernel’s vsock and priv
   assert.equal(after('-accel'), 'kvm');
   assert.equal(after('-cpu'), 'host');
   assert.equal(after('-smp'), '2,maxcpus=4,sockets=1,cores=4,threads=1');
-  assert.equal(after('-append'), `quiet panic=-1 cryptomgr.notests=1 ${BLACKLIST} agent.log=debug`);
+  assert.equal(after('-append'), `quiet panic=-1 oops=panic cryptomgr.notests=1 ${BLACKLIST} agent.log=debug`);
   assert.equal(after('-serial'), 'none');
   assert.ok(argv.includes('vhost-vsock-device,guest-cid=77,vhostfd=11,id=vsock0'));
   assert.ok(argv.includes('memory-backend-file,id=mem,size=268435456,mem-path=/proc/self/fd/10,share=off'));
@@ -246,7 +246,7 @@ test('no string becomes a second option, word or line of a command line', () => 
         assert.deepEqual(shape(spec), shape(plain));
         for (const word of qemuArgv(spec)) if (word.startsWith('{')) JSON.parse(word);
         const append = qemuArgv(spec)[qemuArgv(spec).indexOf('-append') + 1] as string;
-        assert.equal(append.split(' ').length, 9 + spec.cmdline.length);
+        assert.equal(append.split(' ').length, 10 + spec.cmdline.length);
         assert.ok(!JSON.stringify(qemuArgv(spec)).includes('/../'));
       },
     ),

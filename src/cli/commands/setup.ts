@@ -17,7 +17,7 @@ export const command: Command = {
   notes: [
     'Other commands do this on their own when something is missing. Interrupted, it goes on where it stopped; when ' +
       'nothing is missing it changes nothing.',
-    'apt installs QEMU, and a Rust compiler and libraries where they are missing; the kernel of the guest and busybox ' +
+    'apt installs QEMU and nftables, and a Rust compiler and libraries where they are missing; the kernel of the guest and busybox ' +
       'are downloaded and not installed.',
     'Fields: .Name .Version .Path',
   ],

@@ -32,7 +32,7 @@ export const ENTRIES: readonly Entry[] = [
   containers('commit', 'Make an image of a container', () => import('./commands/commit.ts')),
   containers('top', 'Show the processes of a container', () => import('./commands/top.ts')),
   containers('debug', "Open a shell in a container's virtual machine", () => import('./commands/debug.ts')),
-  containers('container prune', 'Remove all containers that do not run', () => import('./commands/container-prune.ts')),
+  containers('container', 'Remove all containers that do not run', () => import('./commands/container.ts')),
   containers('stop', 'Stop containers', () => import('./commands/stop.ts')),
   containers('kill', 'Send a signal to containers', () => import('./commands/kill.ts')),
   containers('restart', 'Restart containers', () => import('./commands/restart.ts')),
@@ -136,15 +136,14 @@ function installationEntries(): Entry[] {
 }
 
 /** `kata container VERB` is `kata VERB`; these verbs have another name there. */
-const CONTAINER_ALIASES: Record<string, string> = { ls: 'ps', list: 'ps', prune: 'container prune' };
+const CONTAINER_ALIASES: Record<string, string> = { ls: 'ps', list: 'ps' };
 
 /** The command that argv's first words name, and the words after them. */
 export async function findCommand(argv: readonly string[]): Promise<{ command: Command; rest: string[] } | undefined> {
   const [first = '', second = ''] = argv;
-  const grouped = first === 'container';
-  let name = grouped ? second : first;
-  if (grouped && Object.hasOwn(CONTAINER_ALIASES, name)) name = CONTAINER_ALIASES[name] ?? name;
-  const entry = ENTRIES.find((e) => e.name === name && (!grouped || e.section === 'Containers'));
+  const verb = Object.hasOwn(CONTAINER_ALIASES, second) ? CONTAINER_ALIASES[second] : second;
+  const grouped = first === 'container' && ENTRIES.some((e) => e.name === verb && e.section === 'Containers');
+  const entry = ENTRIES.find(({ name }) => name === (grouped ? verb : first));
   if (entry === undefined) return undefined;
   let { command } = await entry.load();
   let rest = argv.slice(grouped ? 2 : 1);

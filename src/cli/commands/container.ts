@@ -2,9 +2,10 @@ import type { Command } from '../command.ts';
 import { confirmed, FLAG_FORCE } from '../confirm.ts';
 import { humanSize } from '../container-view.ts';
 import { FILTER_FLAG, readFilters } from '../filters.ts';
+import { group } from '../group.ts';
 import { pruneContainers } from '../prune.ts';
 
-export const command: Command = {
+const prune: Command = {
   name: 'container prune',
   summary: 'Remove all containers that do not run',
   usage: '[OPTIONS]',
@@ -19,3 +20,5 @@ export const command: Command = {
     return 0;
   },
 };
+
+export const command = group('container', 'Manage containers; its other commands are those of kata itself', [prune]);

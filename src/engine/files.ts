@@ -46,7 +46,7 @@ function argumentsOf(container: Container, body: FilesRequest): string[] {
         ...flag('owner', body.owner),
       ];
     case 'export':
-      return ['--path=/', '--name=.'];
+      return ['--path=/', '--name='];
     case 'changes':
       return layerArguments(container);
   }

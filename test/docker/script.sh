@@ -126,6 +126,34 @@ title exec-unknown
 e exec no-such-container true
 title exec-workdir-missing
 e exec -w /no/such/directory web pwd
+title cp
+echo from the host >file
+t cp file web:/tmp/in
+t exec web cat /tmp/in
+t cp web:/tmp/in back
+cat back
+mkdir -p tree/sub
+echo deep >tree/sub/leaf
+t cp tree web:/tmp
+t cp tree/. web:/tmp/flat
+t exec web cat /tmp/tree/sub/leaf /tmp/flat/sub/leaf
+"$CLI" cp web:/tmp/tree - | tar t | sort
+tar c file | "$CLI" cp - web:/home
+t exec web ls /home
+title cp-missing
+e cp web:/no/such/file here
+e cp no-such-file web:/tmp
+e cp file no-such-container:/tmp
+e cp file web:/no/such/directory/
+title diff
+"$CLI" diff web | sort
+title export
+"$CLI" export web | tar t | grep -x made
+title commit
+t commit -m 'a change' web mine:2
+t run --rm mine:2 cat /tmp/in
+t rmi mine:2 >untagged
+sed 's/<digest>.*/<digest>/' untagged | sort -u
 title logs
 t logs web
 t logs --tail 1 web

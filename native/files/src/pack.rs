@@ -33,7 +33,8 @@ pub struct Packer<W: Write> {
     buffer: Vec<u8>,
 }
 
-/// `--root=DIR --path=PATH --name=NAME [--follow] [--exact]`: what PATH is beneath DIR, as NAME and NAME/….
+/// `--root=DIR --path=PATH --name=NAME [--follow] [--exact]`: what PATH is beneath DIR, as NAME and NAME/…; a directory
+/// without a NAME is what it holds.
 pub fn run(mut arguments: Arguments) -> Result<()> {
     let root = arguments.value("root")?;
     let path = arguments.value("path")?;
@@ -86,8 +87,10 @@ impl<W: Write> Packer<W> {
         if depth > DEPTH_LIMIT {
             return fail(Kind::Failed, format!("{}: more than {DEPTH_LIMIT} directories in one another", shown(&name)));
         }
-        name.push(b'/');
-        self.header(kind::DIRECTORY, stat, &name, &[], Some(fd), &[])?;
+        if !name.is_empty() {
+            name.push(b'/');
+            self.header(kind::DIRECTORY, stat, &name, &[], Some(fd), &[])?;
+        }
         if parent.is_some_and(|parent| parent != stat.st_dev) && is_the_kernels(fd, &name) {
             return Ok(());
         }

@@ -25,7 +25,10 @@ test('commands, flags, nested commands and values are completed', () => {
     complete('').filter((word) => !word.startsWith('-')),
     ENTRIES.map(({ name }) => name),
   );
-  assert.deepEqual(complete('re'), ENTRIES.map(({ name }) => name).filter((name) => name.startsWith('re')));
+  assert.deepEqual(
+    complete('re'),
+    ENTRIES.map(({ name }) => name).filter((name) => name.startsWith('re')),
+  );
   assert.deepEqual(complete('run', '--me'), ['--memory']);
   assert.deepEqual(complete('--root', '/x', 'run', '--na'), ['--name']);
   assert.deepEqual(complete('volume', 'c'), ['create']);

@@ -15,12 +15,15 @@ const STACK_BYTES: usize = 64 << 10;
 /// A read that was under way, and the release of its file, which the kernel asks for after it.
 const ROUNDS: usize = 2;
 
-pub struct MountNamespace(File);
+pub struct MountNamespace {
+    /// Held open, never read.
+    _descriptor: File,
+}
 
 impl MountNamespace {
     /// Of a process that is alive.
     pub fn of(pid: i32) -> io::Result<Self> {
-        File::open(format!("/proc/{pid}/ns/mnt")).map(Self)
+        File::open(format!("/proc/{pid}/ns/mnt")).map(|_descriptor| Self { _descriptor })
     }
 
     /// Gives the namespace up. To be called when the container has no process any more.

@@ -1,4 +1,5 @@
-//! The tar format: POSIX's, with the extended headers of pax and GNU's long names.
+//! The tar format: POSIX's, with the extended headers of pax and GNU's long names. Reader and writer are in one
+//! file: what one of them writes into a field the other one takes out of it.
 use crate::{fail, on_stream, Failure, Kind, Result};
 use std::io::{self, Read};
 
